@@ -63,3 +63,31 @@ def test_who_steers_the_allocation_is_left_alone(name: str) -> None:
     """One of glibc's own variables, set, is the user's word."""
     value = "glibc.malloc.trim_threshold=65536" if name == "GLIBC_TUNABLES" else "65536"
     assert measured("kept", **{name: value})[0] == "False"
+
+
+@glibc
+def test_free_memory_between_small_blocks_is_returned() -> None:
+    """Small blocks that stay keep large freed ones in the process, until the heap is trimmed."""
+    script = """
+import pathlib, runpy, sys
+heap = runpy.run_path(sys.argv[1])
+assert heap["keep_heap"]()
+
+def resident():
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+blocks = [(b"x" * (1 << 20), b"y" * 1000) for _ in range(64)]
+blocks = [small for _, small in blocks]
+before = resident()
+heap["trim_heap"]()
+print(before - resident())
+"""
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(Path(heap.__file__))],
+        env={name: value for name, value in os.environ.items() if name not in VARIABLES},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert int(printed) > 48 * 1024  # kB, of 64 MB

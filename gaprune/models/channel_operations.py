@@ -3,7 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of an operation of ATen during a forward pass.
+
+    Attributes:
+        tensors: those among its arguments.
+        output: a tensor, or several in any structure.
+        site: the operation and the module that calls it, for people.
+    """
+
+    operation: Any  # torch's own types of operations are private
+    args: tuple[Any, ...]
+    named: dict[str, Any]
+    tensors: list[Tensor]
+    output: Any
+    site: str
+
+    @property
+    def name(self) -> str:
+        """The operation without the underscore of in-place variants."""
+        return name_of(self.operation).rstrip("_")
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the operation changes its first argument."""
+        return name_of(self.operation).endswith("_")
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """All arguments by name, also those with their default value."""
+        parameters = self.operation._schema.arguments  # noqa: SLF001 # no public name
+        defaults = {p.name: p.default_value for p in parameters if p.has_default_value()}
+        names = (parameter.name for parameter in parameters)
+        return defaults | dict(zip(names, self.args, strict=False)) | self.named
+
+
+def name_of(operation: Any) -> str:  # noqa: ANN401
+    """Return the name of an operation of ATen."""
+    return str(operation._overloadpacket).rpartition(".")[2]  # noqa: SLF001 # no public name
 
 
 def _names(*lines: str) -> frozenset[str]:

@@ -7,7 +7,7 @@ themselves, so index maps are exact; operations on several elements join their l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -36,6 +36,8 @@ from gaprune.models.channel_operations import (
     SHUFFLED_DIMENSION,
     SIZED,
     SPATIAL,
+    Call,
+    name_of,
 )
 from gaprune.models.channel_slicing import num_inputs, num_outputs, vector_axis
 
@@ -118,8 +120,6 @@ class ChannelTracer(TorchDispatchMode):
             self._of[tensor] = self.attributes[name].view(tensor.shape)
             self._first_channel = int(self.attributes[name][-1]) + 1
 
-    # --- layers -----------------------------------------------------------------------------------
-
     def _entering(self, name: str) -> Any:  # noqa: ANN401 - torch's type of a hook
         def hook(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
             self._path.append(name)
@@ -184,8 +184,6 @@ class ChannelTracer(TorchDispatchMode):
         self.labels.fix_all(mixed, f"they are rearranged in front of {layer!r}")
         return high
 
-    # --- operations -------------------------------------------------------------------------------
-
     def __torch_dispatch__(
         self,
         operation: Any,  # noqa: ANN401 - torch's own types of operations are private
@@ -202,10 +200,11 @@ class ChannelTracer(TorchDispatchMode):
             if (layer := self._owners.get(id(tensor))) is not None:
                 self._misused.setdefault(layer, f"its weights are used outside of {layer!r}")
         if any(tensor in self._of for tensor in tensors):
+            call = Call(operation, args, named, tensors, output, self._site(operation))
             try:
-                self._follow(operation, args, named, tensors, output)
+                self._follow(call)
             except Exception:  # noqa: BLE001 - whatever labels do not survive mixes channels
-                reason = f"they pass through {self._site(operation)}"
+                reason = f"they pass through {call.site}"
                 labels = [self._of[tensor] for tensor in tensors if tensor in self._of]
                 for of in labels:
                     self.labels.fix_all(of, reason)
@@ -215,72 +214,48 @@ class ChannelTracer(TorchDispatchMode):
 
     def _site(self, operation: Any) -> str:  # noqa: ANN401
         where = self._path[-1] if self._path else ""
-        return f"{_name_of(operation).strip('_')} in {where or 'the network'!r}"
+        return f"{name_of(operation).strip('_')} in {where or 'the network'!r}"
 
-    def _follow(
-        self,
-        operation: Any,  # noqa: ANN401
-        args: tuple[Any, ...],
-        named: dict[str, Any],
-        tensors: list[Tensor],
-        output: Any,  # noqa: ANN401
-    ) -> None:
-        full_name, what = _name_of(operation), self._site(operation)
-        name = full_name.rstrip("_")
+    def _follow(self, call: Call) -> None:
+        output = call.output
         is_part = isinstance(output, Tensor) and output.untyped_storage().nbytes() > output.nbytes
-        if full_name.endswith("_") and is_part and (name == "copy" or output not in self._of):
+        if call.is_in_place and is_part and (call.name == "copy" or output not in self._of):
             # the labels of the whole would have to change, too
-            raise NotImplementedError(name)
-        if name in RESHAPING:
-            labels = self._of[tensors[0]]
-            self._of[output] = self._reshaped(labels, output.shape, what)
-        elif name in MOVING:
-            self._move(name, operation, args, named, what, output)
-        elif name == "as_strided" and output.shape == self._of[tensors[0]].shape:
-            self._of[output] = self._of[tensors[0]]  # as global pooling does in channels-last order
-        elif name == "glu":
-            first, second = self._of[args[0]].chunk(2, *(args[1:2] or (-1,)))
-            self.labels.join_all(first, second, what, in_layer=True)
-            self._of[output] = first
-        elif name in ELEMENTWISE or torch.Tag.pointwise in operation.tags:
-            self._combine(tensors, output, what)
-        elif name in ALONG_DIMENSIONS:
-            arguments = dict(zip((a.name for a in operation._schema.arguments), args, strict=False))  # noqa: SLF001
-            dims = {**arguments, **named}.get("dim")
-            self._reduce(tensors[0], dims, output, what)
-        elif name == "bmm" or ATTENTION in name:
-            self._multiply(name, [self._labels_of(value) for value in args[:3]], output, what)
-        elif any(part in name for part in SPATIAL):
-            self._reduce_space(tensors[0], name, output, what)
-        else:
-            raise NotImplementedError(name)
+            raise NotImplementedError(call.name)
+        rule_of(call)(self, call)
 
-    def _move(
-        self,
-        name: str,
-        operation: Any,  # noqa: ANN401
-        args: tuple[Any, ...],
-        named: dict[str, Any],
-        what: str,
-        output: Any,  # noqa: ANN401
-    ) -> None:
-        arguments = {
-            argument.name: argument.default_value
-            for argument in operation._schema.arguments  # noqa: SLF001
-            if argument.has_default_value()
-        }
-        names = [argument.name for argument in operation._schema.arguments]  # noqa: SLF001
-        arguments |= dict(zip(names, args, strict=False)) | named
-        labels = self._of.get(args[0]) if isinstance(args[0], Tensor) else None
-        if labels is not None and name in PARTS:
-            self._couple_parts(name, labels, arguments, what)
-        if name == "constant_pad_nd":
+    def reshape(self, call: Call) -> None:
+        """Follow elements into another shape."""
+        self._of[call.output] = self._reshaped(
+            self._of[call.tensors[0]], call.output.shape, call.site
+        )
+
+    def move(self, call: Call) -> None:
+        """Follow elements to other places, by moving their labels."""
+        labels = self._of.get(call.args[0]) if isinstance(call.args[0], Tensor) else None
+        if labels is not None and call.name in PARTS:
+            self._couple_parts(call.name, labels, call.arguments, call.site)
+        args, named = call.args, call.named
+        if call.name == "constant_pad_nd":
             args, named = args[:2], {}  # whatever the value, no channel computes it
         # float64, since some of these exist for floating-point numbers only
-        moved = operation(*tree_map(self._as_floats, args), **tree_map(self._as_floats, named))
-        results = zip(tree_iter(output), tree_iter(moved), strict=True)
+        moved = call.operation(*tree_map(self._as_floats, args), **tree_map(self._as_floats, named))
+        results = zip(tree_iter(call.output), tree_iter(moved), strict=True)
         for tensor, labels in results:
             self._of[tensor] = labels.long()
+
+    def restride(self, call: Call) -> None:
+        """Follow another order in memory, as of global pooling in channels-last order."""
+        labels = self._of[call.tensors[0]]
+        if call.output.shape != labels.shape:
+            raise NotImplementedError(call.name)
+        self._of[call.output] = labels
+
+    def gate(self, call: Call) -> None:
+        """Join the halves of a gated linear unit."""
+        first, second = self._of[call.args[0]].chunk(2, *(call.args[1:2] or (-1,)))
+        self.labels.join_all(first, second, call.site, in_layer=True)
+        self._of[call.output] = first
 
     def _as_floats(self, value: Any) -> Any:  # noqa: ANN401
         if not isinstance(value, Tensor):
@@ -391,14 +366,15 @@ class ChannelTracer(TorchDispatchMode):
                 self._count(result.shape[dim], result, dim)
         return result
 
-    def _combine(self, tensors: Sequence[Tensor], output: Any, what: str) -> None:  # noqa: ANN401
+    def combine(self, call: Call) -> None:
         """Join the labels that an operation by element combines."""
+        output = call.output
         first = output if isinstance(output, Tensor) else next(iter(tree_iter(output)))
         shape = first.shape
-        known = self._joined_labels(tensors, shape, what)
+        known = self._joined_labels(call.tensors, shape, call.site)
         result = known[0]
         for labels in known[1:]:
-            self.labels.join_all(result, labels, what)
+            self.labels.join_all(result, labels, call.site)
             result = torch.maximum(*torch.broadcast_tensors(stripped(result), stripped(labels)))
             result = result.expand(shape)
         for tensor in tree_iter(output):
@@ -428,45 +404,52 @@ class ChannelTracer(TorchDispatchMode):
                         self.labels.fix_all(of, f"they meet a parameter or constant in {what}")
         return known
 
-    def _multiply(self, name: str, factors: list[Tensor], output: Any, what: str) -> None:  # noqa: ANN401
-        """Follow a product of matrices, or a fused attention of queries, keys and values."""
-        left, right = factors[:2]
-        if name == "bmm":
-            self._of[output] = self.labels.multiply(left, right, what)
-            return
-        shared = left.shape[1] // right.shape[1]  # queries of several heads use the same keys
-        keys, values = (labels.repeat_interleave(shared, 1) for labels in factors[1:])
-        weights = self.labels.multiply(left, keys.transpose(-2, -1), what)
-        self._of[output[0]] = self.labels.multiply(weights, values, what)
+    def multiply(self, call: Call) -> None:
+        """Follow a product of matrices."""
+        left, right = map(self._labels_of, call.args[:2])
+        self._of[call.output] = self.labels.multiply(left, right, call.site)
+
+    def attend(self, call: Call) -> None:
+        """Follow a fused attention of queries, keys and values."""
+        queries, *others = map(self._labels_of, call.args[:3])
+        shared = (
+            queries.shape[1] // others[0].shape[1]
+        )  # queries of several heads use the same keys
+        keys, values = (labels.repeat_interleave(shared, 1) for labels in others)
+        weights = self.labels.multiply(queries, keys.transpose(-2, -1), call.site)
+        self._of[call.output[0]] = self.labels.multiply(weights, values, call.site)
 
     def _labels_of(self, tensor: Tensor) -> Tensor:
         labels = self._of.get(tensor)
         return torch.tensor(CONSTANT).expand(tensor.shape) if labels is None else labels
 
-    def _reduce(self, tensor: Tensor, dims: Any, output: Any, what: str) -> None:  # noqa: ANN401
-        labels = self._of[tensor]
+    def reduce(self, call: Call) -> None:
+        """Follow sums, norms and the like along dimensions."""
+        tensor = call.tensors[0]
+        labels, dims = self._of[tensor], call.arguments.get("dim")
         if dims is None or dims == []:
             dims = range(labels.ndim)
         dims = [dims] if isinstance(dims, int) else list(dims)
+        labels = self._joined_along(labels, dims, call.site)
+        for result in tree_iter(call.output):
+            same = result.shape == tensor.shape
+            self._of[result] = labels.expand(tensor.shape) if same else labels.reshape(result.shape)
+
+    def reduce_space(self, call: Call) -> None:
+        """Follow pooling and resizing, which combine places and no channels."""
+        tensor = call.tensors[0]
+        rank = next((n for n in (1, 2, 3) if f"{n}d" in call.name), tensor.ndim - 2)
+        labels = self._joined_along(self._of[tensor], range(-rank, 0), call.site)
+        for result in tree_iter(call.output):
+            self._of[result] = labels.expand(result.shape)
+
+    def _joined_along(self, labels: Tensor, dims: Iterable[int], what: str) -> Tensor:
+        """Join labels along dimensions, and return them with one element there."""
         for dim in dims:
             if varies(labels, dim):
                 self.labels.join_along(labels, dim, what)
             labels = labels.narrow(dim, 0, 1) if labels.ndim else labels
-        for result in tree_iter(output):
-            same = result.shape == tensor.shape
-            self._of[result] = labels.expand(tensor.shape) if same else labels.reshape(result.shape)
-
-    def _reduce_space(self, tensor: Tensor, name: str, output: Any, what: str) -> None:  # noqa: ANN401
-        labels = self._of[tensor]
-        rank = next((n for n in (1, 2, 3) if f"{n}d" in name), tensor.ndim - 2)
-        for dim in range(-rank, 0):
-            if varies(labels, dim):
-                self.labels.join_along(labels, dim, what)
-            labels = labels.narrow(dim, 0, 1)
-        for result in tree_iter(output):
-            self._of[result] = labels.expand(result.shape)
-
-    # --- sets of labels ---------------------------------------------------------------------------
+        return labels
 
     def _fix(self, tensor: Any, reason: str) -> None:  # noqa: ANN401
         if isinstance(tensor, Tensor):
@@ -479,10 +462,37 @@ class ChannelTracer(TorchDispatchMode):
                 self._of[tensor] = label.expand(tensor.shape)
 
 
-def _name_of(operation: Any) -> str:  # noqa: ANN401
-    return str(operation._overloadpacket).rpartition(".")[2]  # noqa: SLF001 # no public name
-
-
 def _wide(tensor: Tensor, ndim: int) -> set[int]:
     """Return the dimensions of a result of `ndim` dimensions that a tensor does not broadcast."""
     return {ndim - tensor.ndim + dim for dim, size in enumerate(tensor.shape) if size > 1}
+
+
+_RULES: dict[str, Callable[[ChannelTracer, Call], None]] = {
+    **dict.fromkeys(RESHAPING, ChannelTracer.reshape),
+    **dict.fromkeys(MOVING, ChannelTracer.move),
+    **dict.fromkeys(ELEMENTWISE, ChannelTracer.combine),
+    **dict.fromkeys(ALONG_DIMENSIONS, ChannelTracer.reduce),
+    "as_strided": ChannelTracer.restride,
+    "glu": ChannelTracer.gate,
+    "bmm": ChannelTracer.multiply,
+}
+_PARTS_OF_NAMES: dict[str, Callable[[ChannelTracer, Call], None]] = {
+    ATTENTION: ChannelTracer.attend,
+    **dict.fromkeys(SPATIAL, ChannelTracer.reduce_space),
+}
+
+
+def rule_of(call: Call) -> Callable[[ChannelTracer, Call], None]:
+    """Return how labels follow an operation.
+
+    Raises:
+        NotImplementedError: no rule is known.
+    """
+    if call.name in _RULES:
+        return _RULES[call.name]
+    if torch.Tag.pointwise in call.operation.tags:
+        return ChannelTracer.combine
+    for part, rule in _PARTS_OF_NAMES.items():
+        if part in call.name:
+            return rule
+    raise NotImplementedError(call.name)

@@ -21,8 +21,10 @@ from gaprune.models.forward import deterministic
 from gaprune.models.sources.optional_packages import mend_torchvision
 from gaprune.profiling import profiled, run_profiler
 from gaprune.workers.device import CPU, CUDA, move_evaluator, synchronizer
-from gaprune.workers.malloc import keep_heap
+from gaprune.workers.malloc import keep_heap, trim_heap
 from gaprune.workers.transport import PackedGenome, TaskResult, pack_error, pack_result, unpack_task
+
+TRIM_EVERY = 100  # tasks; black-box tasks of a small network take milliseconds
 
 
 class ActorSetup(NamedTuple):
@@ -70,6 +72,7 @@ class Actor:
             raise GapruneError("workers: the weights that arrived differ from those sent")
         self._sum = weights_sum(self._frozen)
         self._profile, self._synchronize = setup.profile, synchronizer(device)
+        self._finished = 0  # tasks
         return str(ray.get_runtime_context().get_node_id())
 
     def run(self, message: bytes) -> bytes:
@@ -84,6 +87,9 @@ class Actor:
     def _run(
         self, message: bytes, parents: tuple[PackedGenome, ...] | None
     ) -> tuple[bytes, PackedGenome | None]:
+        self._finished += 1
+        if self._finished % TRIM_EVERY == 0:
+            trim_heap()
         try:
             task = unpack_task(message, parents or ())
             with run_profiler(enabled=self._profile, synchronize=self._synchronize) as profiler:
