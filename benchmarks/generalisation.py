@@ -7,7 +7,7 @@
 Fashion-MNIST comes from `DIR/fashion` (the IDX files of Debian's package dataset-fashion-mnist),
 ResNet-20 and its images from `DIR/cifar10`; the other networks need no files. Networks that no
 package holds are trained once, seeded, and kept beside the rows. Test data steers nothing. `data`
-is what the search was given: none, 32 or 256 unlabelled training inputs, all of them (16,384 at
+is what the search was given: none, 16 to 1,024 unlabelled training inputs, all of them (16,384 at
 most), or labels: one epoch of fine-tuning after magnitude pruning.
 
 Two tables answer: is the returned mask worse on real data than the best one-shot mask? And do
@@ -48,7 +48,7 @@ from gaprune.models.target import Target, load_target, target_from_module
 
 DEFAULT_FOLDER = Path("runs/generalisation")
 MOST = 16384  # unlabelled inputs
-GIVEN = ("none", "32", "256", "all", "labels")
+GIVEN = ("none", "16", "32", "64", "256", "1024", "all", "labels")
 TOLERANCE = 0.005  # of accuracy: how much worse than the best one-shot mask a result may be
 
 

@@ -73,6 +73,7 @@ README_CASES = (
     ("crepe-full", 0.9, "strict"),
     ("minilm", 0.7, "strict"),
 )
+FEWEST = "16"  # inputs: networks with such a row are in `few_inputs_table`
 ONE_SHOTS = ("magnitude", "lamp", "erk", "wanda", "synflow", "correlation")  # of `frozen_table`
 
 
@@ -163,6 +164,19 @@ def _domain_gain(saved: Saved, network: str, sparsity: float, data: str) -> Gain
     middle = sorted(best, key=lambda pair: pair[1])[len(best) // 2] if best else None
     given = "none" if data == "none" else f"{data} unlabelled inputs"
     return Gain(rows[0].dense or 0.0, median(accuracies), middle, given)
+
+
+def few_inputs_table(saved: Saved) -> list[str]:
+    """Return what a number of unlabelled inputs gains."""
+    rows = _domain_rows(saved)
+    given = [data for data in generalisation.GIVEN if data != "labels"]
+    lines = [f"| network | removed | {' | '.join(given)} |", "|---" * (2 + len(given)) + "|"]
+    for row in (row for row in rows if (row.data, row.seed) == (FEWEST, 0)):
+        gains = [_domain_gain(saved, row.network, row.sparsity, data) for data in given]
+        cells = [f"{100 * gain.pruned:.2f}" if gain else MISSING for gain in gains]
+        label = LABELS.get(row.network, row.network)
+        lines.append(f"| {label} | {100 * row.sparsity:g} % | {' | '.join(cells)} |")
+    return [*lines, "", _caption(saved[DOMAINS])]
 
 
 def domains_table(saved: Saved) -> list[str]:
@@ -360,6 +374,7 @@ TABLES: dict[str, Callable[[Saved], list[str]]] = {
     "real-networks": real_table,
     "frozen-masks": frozen_table,
     "domains": domains_table,
+    "few-inputs": few_inputs_table,
     "peers": peers_table,
     "price": price_table,
     "language-models": language_table,

@@ -20,6 +20,7 @@ from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Genes, Individual, seed_genes
 from gaprune.masks.budget import apportion
 from gaprune.models.sources.optional_packages import import_extra
+from gaprune.models.time_limit import TimeLimit
 from gaprune.runs.run import PruningRun
 from gaprune.workers import SerialWorkers
 
@@ -51,12 +52,13 @@ def cma_counts(problem: SearchProblem) -> SearchScore:
 
 def evolved_counts(problem: SearchProblem) -> SearchScore:
     """Run gaprune's density search alone, with LAMP as its only seed."""
-    run = problem.run(density_search=UNLIMITED, generations=0, seconds=problem.seconds)
+    run = problem.run(density_search=UNLIMITED, generations=0)
     evaluator = run.evaluator
     seed = Individual.from_genes(_lamp_genes(run), evaluator.layout, "lamp")
     plan = run.plan
     before_mb = peak_mb()
-    outcome = Evolution(plan, SerialWorkers(evaluator)).run([seed])
+    with TimeLimit(problem.seconds).active(evaluator.network.model):
+        outcome = Evolution(plan, SerialWorkers(evaluator)).run([seed])
     memory = peak_mb(), before_mb
     return score_mask(evaluator, outcome.best.mask, outcome.evaluations, outcome.seconds, memory)
 
