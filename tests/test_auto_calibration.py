@@ -229,6 +229,7 @@ def test_moments_of_generators_are_cached_for_large_inputs_and_networks(
 def test_an_estimate_does_not_replace_the_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
     """A large network is weighed again after a dry run; the observer hears how far it is."""
     monkeypatch.setattr("gaprune.calibration.auto.LARGE_MACS", 1)
+    monkeypatch.setattr("gaprune.calibration.domain_fit.MEASURED_MACS", 1)
     target = target_from_module(Counted(), inputs=InputOptions((1, 8, 8), range=(0, 1)))
     heard: list[tuple[str, float, float | None]] = []
 
@@ -245,6 +246,26 @@ def test_an_estimate_does_not_replace_the_measurement(monkeypatch: pytest.Monkey
     assert measured is not estimate
     assert heard[-1][1] == FEWEST * len(GENERATORS["image"])
     assert mixture_fitter(target) is measured
+
+
+@pytest.mark.parametrize("limit_of_divergence", [0.5, 0.95, 1.05, 100])
+def test_an_estimate_chooses_as_the_measurement(
+    limit_of_divergence: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Near the limit, a dry run measures as many inputs as a run; else a few inputs are enough."""
+    monkeypatch.setattr("gaprune.calibration.domain_fit.MEASURED_MACS", 1)
+    model = Counted()
+    target = target_from_module(model, inputs=InputOptions((1, 8, 8), range=(0, 1)))
+    limit = limit_of_divergence * mixture_fitter(target).fit().divergence
+    monkeypatch.setattr("gaprune.calibration.auto.MAX_DIVERGENCE", limit)
+    model = target.model
+    assert isinstance(model, Counted)
+    before = model.inputs
+    with weighing(quick=True):
+        estimate = choose_auto(target)
+    assert model.inputs - before < 2 * QUICK_INPUTS * len(GENERATORS["image"])
+    assert estimate.calibration == choose_auto(target).calibration
+    assert (estimate == choose_auto(target)) is (limit_of_divergence != 100)
 
 
 @pytest.mark.parametrize("make", [tiny_model, Idle])

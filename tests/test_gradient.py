@@ -67,6 +67,15 @@ def steps_by_autograd(genes: Genes, evaluator: Evaluator, plan: Refinement, seed
     return torch.stack([w * s for w, s in zip(weights, path, strict=True)]).sum(0) / sum(weights)
 
 
+@pytest.mark.parametrize("scope", SCOPES)
+def test_no_steps_leave_the_mask_as_it_is(scope: str) -> None:
+    """A dry run times a child without its steps so."""
+    evaluator = tiny_evaluator()
+    genes = random_genes(evaluator.layout, 60, 1, scope)
+    refined = refine(genes, evaluator, replace(STEPS, steps=0), seeded())
+    assert torch.equal(refined.decode(evaluator.layout), genes.decode(evaluator.layout))
+
+
 @pytest.mark.parametrize("plan", [STEPS, replace(STEPS, clip=1.0), replace(STEPS, last_rate=0.1)])
 @pytest.mark.parametrize("gradient_share", [None, 0.5, 1])
 @pytest.mark.parametrize("scope", SCOPES)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gaprune.calibration.generators.random_draws import InputGenerator
 from gaprune.calibration.weighing import LARGE_BATCH, QUICK_INPUTS, inputs_of_each, is_quick
-from gaprune.models.macs import macs_per_input
+from gaprune.models.mac_cost import MacCounts
 from gaprune.models.network import DenseNetwork
 from gaprune.models.target import Target
 
@@ -48,7 +48,7 @@ def domain_fit(information: float, classes: int, count: int) -> float:
 
 def sample_count(target: Target, generators: Collection[str]) -> int:
     """Return how many inputs of each generator are measured: fewer for large networks."""
-    macs = len(generators) * macs_per_input(target.model, target.example())
+    macs = len(generators) * MacCounts.of(target).total
     fewest = QUICK_INPUTS if is_quick() else FEWEST
     measured = MEASURED_MACS * fewest / FEWEST
     return min(SAMPLE_INPUTS, max(fewest, int(measured // max(1, macs))))

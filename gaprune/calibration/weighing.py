@@ -36,9 +36,9 @@ _active = ContextVar("_active", default=_SILENT)
 
 
 @contextmanager
-def weighing(observer: Observer, *, quick: bool = False) -> Iterator[None]:
-    """Report progress to an observer; `quick` makes estimates for large networks."""
-    token = _active.set(_Weighing(observer, quick))
+def weighing(observer: Observer | None = None, *, quick: bool = False) -> Iterator[None]:
+    """Report progress to an observer; None is the current one. `quick` makes estimates."""
+    token = _active.set(_Weighing(observer or _active.get().observer, quick))
     try:
         yield
     finally:

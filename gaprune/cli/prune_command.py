@@ -66,14 +66,7 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     Example: gaprune prune mnist-mlp --max-drop 0.01
     """
     started = time.monotonic()
-    from gaprune.cli.console import Monitor, stdout
-    from gaprune.cli.result_table import show_dry_run
-    from gaprune.cli.run_display import Display, run_and_save
-    from gaprune.io.serialization import to_json
-    from gaprune.runs.dry_run import dry_run as predict
     from gaprune.runs.job import make_job
-    from gaprune.runs.open_directory import open_numbered_run, open_run
-    from gaprune.runs.prune import prepare_run
 
     given = common.stated(options)
     given |= common.read_pairs(pairs or (), given)
@@ -81,15 +74,11 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
     if out is not None and no_save:
         raise InputError("out: cannot be combined with --no-save; leave one of them out")
     if dry_run:
-        # networks of users may print, but stdout is for results
-        with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
-            monitor.progress("predicting time and memory", 0, None)
-            prediction = predict(job.load()[0], job.checked, monitor)
-        if as_json:
-            typer.echo(to_json(prediction.record(), indent=2))
-        else:
-            show_dry_run(prediction, stdout())
+        _predict(job, as_json=as_json, quiet=quiet)
         return
+    from gaprune.cli.run_display import Display, run_and_save
+    from gaprune.runs.open_directory import open_numbered_run, open_run
+    from gaprune.runs.prune import prepare_run
 
     def prune(observer: Observer) -> tuple[Result, PruneJob]:
         target, test = job.load()
@@ -117,3 +106,20 @@ def prune_command(  # noqa: PLR0913 # options, each by its own name
         display = Display(as_json, quiet, verbose, profile, tensorboard)
         code = run_and_save(prune, run_directory, display)
     raise typer.Exit(code)
+
+
+def _predict(job: PruneJob, *, as_json: bool, quiet: bool) -> None:
+    """Print what a job would do; nothing is imported that only a run needs."""
+    from gaprune.cli.console import Monitor, stdout
+    from gaprune.cli.result_table import show_dry_run
+    from gaprune.io.serialization import to_json
+    from gaprune.runs.dry_run import dry_run
+
+    # networks of users may print, but stdout is for results
+    with redirect_stdout(sys.stderr), Monitor(quiet=quiet) as monitor:
+        monitor.progress("predicting time and memory", 0, None)
+        prediction = dry_run(job.load()[0], job.checked, monitor)
+    if as_json:
+        typer.echo(to_json(prediction.record(), indent=2))
+    else:
+        show_dry_run(prediction, stdout())

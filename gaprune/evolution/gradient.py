@@ -89,8 +89,9 @@ def refine(
         mean.mul_(plan.averaging).add_(scores, alpha=1 - plan.averaging)
         weight = plan.averaging * weight + 1 - plan.averaging
         del gradient, mask, batch  # frees them before the next ones are made
+    averaged = mean.div_(weight) if plan.steps else scores
     del scores, velocity
-    averaged = mean.div_(weight).cpu()
+    averaged = averaged.cpu()
     if genes.counts is None or genes.fixed:
         return genes.with_scores(averaged)
     counts = layer_counts(global_mask(averaged, layout, genes.keep), layout)

@@ -23,7 +23,8 @@ from gaprune.evolution.genome import score_dtype, seed_genes
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.search_plan import SearchPhase, SearchPlan
 from gaprune.masks.budget import keep_total
-from gaprune.models.macs import activation_bytes, macs_per_input
+from gaprune.models.mac_cost import MacCounts
+from gaprune.models.macs import activation_bytes
 from gaprune.models.patterns import whole_layers
 from gaprune.models.prunable import floating_total
 from gaprune.models.target import Target
@@ -153,9 +154,9 @@ class _Sample(NamedTuple):
 def _sample(target: Target, plan: SearchPlan, settings: Settings) -> _Sample:
     """Measure all inputs and several rounds, unless the network is too large for that."""
     count, batch = settings.calibration_count, settings.batch or 1
-    steps = 0 if plan.refinement is None else NUM_STEPS + 2
+    steps = 0 if plan.refinement is None else NUM_STEPS
     passes = count + NUM_ROUNDS * (count + PASSES * batch * steps)
-    fits = MEASURED_MACS / max(1, macs_per_input(target.model, target.example()))
+    fits = MEASURED_MACS / max(1, MacCounts.of(target).total)
     if passes <= fits:
         return _Sample(NUM_ROUNDS, NUM_STEPS, count, batch)
     # half for the teacher and the candidate, half for the steps
@@ -179,8 +180,9 @@ def _evaluator_on_noise(target: Target, resolved: ResolvedSettings, sample: _Sam
     evaluator = make_evaluator(target, resolved, calibration_set)
     if evaluator.batch_cache is None or calibration_set.mixture is None:
         return evaluator
-    # One batch, drawn before it is timed.
-    return replace(evaluator, batch_cache=BatchPool(calibration_set.mixture, 1, settings.seed))
+    evaluator = replace(evaluator, batch_cache=BatchPool(calibration_set.mixture, 1, settings.seed))
+    evaluator.draw_batch(sample.batch, generator)  # the only one, drawn before steps are timed
+    return evaluator
 
 
 def _measure(
@@ -189,28 +191,25 @@ def _measure(
     """Return the seconds of a candidate, of a gradient step and of a child without its steps."""
     generator = torch.Generator().manual_seed(settings.seed)
     more_inputs, larger_batch = sample.scaled(settings)
-    least: dict[int, float] = {}  # gradient steps → seconds; 0 scores a candidate
+    least: dict[str, float] = {}  # seconds
     for _ in range(sample.rounds):
         scores = torch.rand(plan.layout.total, generator=generator)
         genes = seed_genes(scores, plan.layout, plan.keep, settings.scope)
         started = time.perf_counter()
         evaluator.fitness(genes.decode(plan.layout))
-        times = {0: time.perf_counter() - started}
+        times = {"candidate": time.perf_counter() - started}
         if plan.refinement is not None:
-            for steps in (1, 1 + sample.steps):
+            for name, steps in (("child", 0), ("steps", sample.steps)):
                 refinement = replace(plan.refinement, steps=steps, batch=sample.batch)
                 fixed, started = torch.Generator().manual_seed(0), time.perf_counter()
                 refine(genes, evaluator, refinement, fixed)
-                times[steps] = time.perf_counter() - started
-        least = {steps: min(value, least.get(steps, value)) for steps, value in times.items()}
+                times[name] = time.perf_counter() - started
+        least = {name: min(value, least.get(name, value)) for name, value in times.items()}
+    candidate = more_inputs * least["candidate"]
     if plan.refinement is None:
-        return {"candidate": more_inputs * least[0]}
-    step = max(0.0, least[1 + sample.steps] - least[1]) / sample.steps
-    return {
-        "candidate": more_inputs * least[0],
-        "step": larger_batch * step,
-        "child": max(0.0, least[1] - step),
-    }
+        return {"candidate": candidate}
+    step = max(0.0, least["steps"] - least["child"]) / sample.steps
+    return {"candidate": candidate, "step": larger_batch * step, "child": least["child"]}
 
 
 def _phase(phase: SearchPhase, seconds_per: Mapping[str, float], settings: Settings) -> DryRunPhase:

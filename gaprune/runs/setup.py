@@ -6,7 +6,9 @@ everything parsed; nothing below parses or checks a setting again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -43,7 +45,8 @@ from gaprune.masks.supermask import Layout
 from gaprune.masks.units import Units
 from gaprune.models.channel_readers import find_readers
 from gaprune.models.forward import batched_forward
-from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.mac_cost import MacCounts
+from gaprune.models.macs import suitable_batch
 from gaprune.models.patterns import (
     channels_of,
     check_pattern,
@@ -186,7 +189,7 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
         name: value for name, value in preset.defaults.items() if getattr(settings, name) is None
     }
     if preset.gradient and settings.batch is None:
-        changes["batch"] = suitable_batch(macs_per_input(target.model, target.example()))
+        changes["batch"] = suitable_batch(MacCounts.of(target).total)
     if preset.gradient and settings.batch_cache is None:
         # One slot of the cache holds a batch of inputs and the teacher's outputs on it.
         example = target.example()
@@ -274,7 +277,7 @@ def _calibration_changes(settings: Settings, target: Target) -> dict[str, Any]:
         if corrected or is_stated or find_criterion(settings.method).needs_inputs:
             return changes
         # The mask does not depend on them: they only tell the agreement on such inputs.
-        large = macs_per_input(target.model, target.example()) >= SLOW_MACS
+        large = MacCounts.of(target).total >= SLOW_MACS
         return changes | ({"calibration_count": FEWER_INPUTS} if large else {})
     if settings.pareto:
         return changes
@@ -336,12 +339,13 @@ def _density_search(draft: Settings, stated: int | None, num_layers: int) -> dic
 def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -> dict[str, Any]:
     """Choose what guides gradient steps; a default is dropped where it is impossible."""
     changes: dict[str, Any] = {}
+    sites = cache(partial(_sites, target))  # found once, if anything needs them
     for name in _GUIDES:
         is_stated = getattr(stated, name) is not None
         value = getattr(draft, name) or 0
         if not is_stated and draft.generations == 0:
             value = 0
-        why = _why_impossible(name, draft, preset, target) if value else None
+        why = _why_impossible(name, draft, preset, sites) if value else None
         if why and is_stated:
             option = name.replace("_", "-")
             raise InputError(
@@ -351,7 +355,9 @@ def _guides(draft: Settings, stated: Settings, preset: Preset, target: Target) -
     return changes
 
 
-def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) -> str | None:
+def _why_impossible(
+    name: str, draft: Settings, preset: Preset, find_sites: Callable[[], RepairSites]
+) -> str | None:
     if draft.scores_corrected and name != "feature_loss":
         option = "--compensate" if draft.compensates_channels else "--repair-in-loop"
         return f"with {option} candidates are scored after repair"
@@ -359,7 +365,7 @@ def _why_impossible(name: str, draft: Settings, preset: Preset, target: Target) 
         return f"preset {draft.preset!r} takes no gradient steps"
     if draft.pareto and name == "warmup":
         return "--pareto searches many budgets at once, and a warm-up starts from one"
-    sites = _sites(target)
+    sites = find_sites()
     if name == "feature_loss":
         return None if sites.features else _NO_FEATURES
     return None if sites.rules else _nothing(sites)

@@ -34,7 +34,8 @@ from gaprune.masks.budget import keep_total, uniform_counts
 from gaprune.masks.supermask import Layout, global_mask, layered_mask
 from gaprune.masks.units import ChannelUnits
 from gaprune.models.channel_groups import ChannelGroup
-from gaprune.models.macs import macs_per_input, suitable_batch
+from gaprune.models.mac_cost import MacCounts
+from gaprune.models.macs import suitable_batch
 from gaprune.models.patterns import channel_groups
 from gaprune.pattern_names import WEIGHTS
 from gaprune.repair import repair, repaired_copy
@@ -216,7 +217,7 @@ def scores_by_gradient(
     """Train scores on calibration inputs by straight-through gradients (Ramanujan et al. 2020)."""
     target = context.target
     # smaller batches for networks of many MACs
-    options = EdgePopupOptions(batch=suitable_batch(macs_per_input(target.model, target.example())))
+    options = EdgePopupOptions(batch=suitable_batch(MacCounts.of(target).total))
     for sparsity in sparsities:
         generator = context.generator("comparison", "edge-popup", seed, repr(sparsity))
         name = f"{part_name('edge-popup', seed, sparsity)}, step"
