@@ -106,7 +106,7 @@ class Chart:
     note: str = ""
     # values of y with a label, drawn as horizontal lines
     references: Sequence[tuple[float, str]] = ()
-    height: int = 280  # in pixels
+    height: int = 250  # in pixels
 
     @cached_property
     # Hundreds of points per series would make the page large and hide the line.
