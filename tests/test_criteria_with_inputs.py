@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gaprune.criteria import CRITERIA, DenseNetwork, score
 from gaprune.criteria.activations import input_energies
 from gaprune.criteria.gradients import TAYLOR_BATCH, pseudo_label_loss
 from gaprune.criteria.weights_only import lamp_scores
-from gaprune.masks.supermask import global_mask, layer_counts
+from gaprune.masks.supermask import Layout, global_mask, layer_counts
 from gaprune.models.input_spec import InputSpec
 
 
@@ -236,3 +237,33 @@ def test_tied_weights_are_scored_once() -> None:
     torch.testing.assert_close(energies, expected.double().expand(4, -1))
     for name in CRITERIA:
         assert score(name, network, calibration, seeded()).shape == (16,)
+
+
+class PooledTokens(nn.Module):
+    """Ids → embedding → linear → mean over the ids that are not 0 → logits: `[N, L]` → `[N, 3]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, 8)
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_real = (ids != 0).unsqueeze(-1)
+        hidden = self.hidden(self.embedding(ids)).relu() * is_real
+        logits: Tensor = self.head(hidden.sum(1) / is_real.sum(1))
+        return logits
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "correlation", "swaps"])
+def test_padding_does_not_count(criterion: str) -> None:
+    """Texts that are filled up have the scores of the same texts without padding."""
+    spec = InputSpec((5,), "tokens", vocabulary=11, padding=0)
+    network = network_of(PooledTokens, spec)
+    weights = {name: w for name, w in network.weights.items() if "embedding" not in name}
+    network = DenseNetwork(network.model, weights, Layout.of(weights), spec)
+    texts = torch.randint(1, 11, (40, 5), generator=seeded())
+    padded = functional.pad(texts, (0, 7))
+    plain, filled = (score(criterion, network, ids, seeded(3), 0.5) for ids in (texts, padded))
+    torch.testing.assert_close(plain, filled)
+    uncounted = replace(network, inputs=InputSpec((5,), "tokens", vocabulary=11))
+    assert not torch.allclose(score(criterion, uncounted, padded, seeded(3), 0.5), plain)

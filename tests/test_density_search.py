@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from search_cases import Recording, plan_for, random_genes, seeded, seeds_of, tiny_evaluator
-from torch import nn
+from torch import Tensor, nn
 
 from gaprune.config import make_settings
 from gaprune.errors import InputError
+from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evolution.engine import Evolution
 from gaprune.evolution.genome import Individual
 from gaprune.evolution.gradient import Refinement
@@ -22,7 +24,8 @@ from gaprune.evolution.search_plan import (
     SearchLimits,
     SearchPlan,
 )
-from gaprune.evolution.variation import MIN_ANNEALING, VariationSampler
+from gaprune.evolution.tasks import BreedTask
+from gaprune.evolution.variation import MIN_ANNEALING, Variation, VariationSampler
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.input_spec import InputOptions
 from gaprune.models.target import Target, target_from_module
@@ -166,3 +169,50 @@ def test_a_phase_without_free_counts_is_refused(stated: dict[str, Any], words: s
     """The message says why and what to do."""
     with pytest.raises(InputError, match=rf"^density_search: 2 .*{words}"):
         resolved(DEEP, density_search=2, **stated)
+
+
+def lost(evaluator: Evaluator, mask: Tensor) -> list[float]:
+    """Return what each layer's outputs lose by a mask, on the dense network's search inputs."""
+    values, losses = evaluator.search.inputs, []
+    masks = evaluator.layout.split(mask)
+    for name, layer in evaluator.network.model.named_children():
+        if isinstance(layer, nn.Linear):
+            missing = layer.weight * ~masks[f"{name}.weight"]
+            losses.append(float((values @ missing.T).square().sum()))
+        values = layer(values)
+    return losses
+
+
+@pytest.mark.parametrize("scope", ["allocated", "global"])
+def test_swaps_refine_the_layers_whose_counts_change(scope: str) -> None:
+    """Counts are those without swaps, other layers stay, and the outputs of these lose less."""
+    parent = random_genes(EVALUATOR.layout, KEEP, scope=scope)
+    task = BreedTask((parent,), Variation(mutation="reallocate"), seed=5, rung=0)
+    refined = replace(task, variation=replace(task.variation, swaps=True)).run(EVALUATOR)
+    plain = task.run(EVALUATOR).genes.decode(EVALUATOR.layout)
+    mask, before = (genes.decode(EVALUATOR.layout) for genes in (refined.genes, parent))
+    counts, moved, first = (layer_counts(x, EVALUATOR.layout) for x in (mask, plain, before))
+    assert counts == moved != first
+    pairs = zip(lost(EVALUATOR, mask), lost(EVALUATOR, plain), counts, first, strict=True)
+    for after, unrefined, count, known in pairs:
+        assert after < unrefined if count != known else after == unrefined
+
+
+def test_swaps_refine_one_layer_of_a_copy() -> None:
+    """Without another mutation, one layer changes, at its number of weights."""
+    parent = random_genes(EVALUATOR.layout, KEEP)
+    child = BreedTask((parent,), Variation(swaps=True), seed=5, rung=0).run(EVALUATOR).genes
+    mask, before = (genes.decode(EVALUATOR.layout) for genes in (child, parent))
+    assert layer_counts(mask, EVALUATOR.layout) == layer_counts(before, EVALUATOR.layout)
+    changed = EVALUATOR.layout.split(mask != before)
+    assert [bool(layer.any()) for layer in changed.values()].count(True) == 1
+    assert sum(lost(EVALUATOR, mask)) < sum(lost(EVALUATOR, before))
+
+
+def test_a_search_from_swaps_refines_its_children() -> None:
+    """`initial_criteria` with `swaps` makes the phase refine; its children say so."""
+    _, plan = resolved(DEEP, initial_criteria=["swaps"])
+    assert plan.phases[0].preset.swaps
+    assert not plan.phases[-1].preset.swaps
+    assert not resolved(DEEP)[1].phases[0].preset.swaps
+    assert Variation(mutation="reallocate", swaps=True).origin == "reallocate+swaps"

@@ -172,19 +172,41 @@ def test_every_weight_of_a_recurrent_network_is_searched() -> None:
     assert set(CRITERIA) <= set(result.baselines)
 
 
-@pytest.mark.parametrize("criterion", ["magnitude", "erk", "wanda", "wanda-rows", "lamp-wanda"])
-def test_transposed_linear_layers_are_scored_like_linear_ones(criterion: str) -> None:
-    """The scores of `Conv1D` are those of `Linear`, transposed."""
-    linear, other = nn.Linear(4, 8), Conv1D(8, 4)
+def transposed_pair() -> tuple[Target, Target]:
+    """Return a `Conv1D` and the `Linear` that computes the same."""
+    linear, other = nn.Linear(12, 8), Conv1D(8, 12)
     with torch.no_grad():
         other.weight.copy_(linear.weight.T)
         other.bias.copy_(linear.bias)
-    inputs, generator = torch.randn(16, 4), torch.Generator()
+    ours, theirs = (target_of(nn.Sequential(layer), 12) for layer in (other, linear))
+    return ours, theirs
+
+
+@pytest.mark.parametrize(
+    "criterion", ["magnitude", "erk", "wanda", "wanda-rows", "lamp-wanda", "correlation"]
+)
+def test_transposed_linear_layers_are_scored_like_linear_ones(criterion: str) -> None:
+    """The scores of `Conv1D` are those of `Linear`, transposed."""
+    inputs, generator = torch.randn(64, 12) @ torch.randn(12, 12), torch.Generator()
     ours, theirs = (
-        target.layout.split(score(criterion, target, inputs, generator))["weight"]
-        for target in (target_of(other, 4), target_of(linear, 4))
+        target.layout.split(score(criterion, target, inputs, generator))["0.weight"]
+        for target in transposed_pair()
     )
     assert torch.allclose(ours.T, theirs)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
+def test_transposed_linear_layers_are_compensated_like_linear_ones(pattern: str) -> None:
+    """The mask by swaps and the fitted weights of `Conv1D` are those of `Linear`."""
+    options = {"method": "swaps", "sparsity": 0.5, "pattern": pattern, "compensate": True}
+    stated = {**options, "calibration_count": 64, "validation_count": 16}
+    inputs = InputOptions(shape=(12,), range=(-1, 1))
+    ours, theirs = (prune(target.model, inputs=inputs, **stated) for target in transposed_pair())
+    assert torch.equal(ours.masks["0.weight"].T, theirs.masks["0.weight"])
+    models = (ours.compensated_model(), theirs.compensated_model(), theirs.pruned_model())
+    fitted, expected, masked = (model.get_parameter("0.weight") for model in models if model)
+    assert torch.allclose(fitted.T, expected, atol=1e-5)
+    assert not torch.equal(expected, masked)
 
 
 def test_bilinear_layers_see_both_inputs() -> None:

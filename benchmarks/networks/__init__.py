@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.networks.crepe import open_crepe_full, open_crepe_tiny
 from benchmarks.networks.efficientnet_lite0 import open_efficientnet_lite0
-from benchmarks.networks.minilm import open_minilm
+from benchmarks.networks.minilm import open_half, open_minilm
 from benchmarks.networks.real_network import RealNetwork
 from benchmarks.networks.resnet20 import open_resnet20, open_resnet56
 from gaprune.errors import unknown_name
@@ -28,6 +28,7 @@ NETWORKS: dict[str, Callable[[Path | None], RealNetwork]] = {
     "crepe-tiny": open_crepe_tiny,
     "crepe-full": open_crepe_full,
     "minilm": open_minilm,
+    "minilm-half": open_half,
 }
 
 

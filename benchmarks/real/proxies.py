@@ -1,7 +1,7 @@
 """Unrelated real inputs for each network (data level `proxy`): photographs, chords, prose.
 
-None of them is test data of the network. Equal data folders give equal inputs; prose also depends
-on the version of Python.
+None of them is test data of the network. Those of `minilm-half` are of the domain of its test data.
+Equal data folders give equal inputs; prose also depends on the version of Python.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.networks.crepe import FRAME
 from benchmarks.networks.efficientnet_lite0 import SIDE
-from benchmarks.networks.minilm import LENGTH
+from benchmarks.networks.minilm import LENGTH, half_sentences
 from benchmarks.networks.real_network import data_path, package_folder
 from benchmarks.networks.tones import RATE
 from gaprune.errors import InputError
@@ -234,4 +234,5 @@ PROXIES: dict[str, Callable[[Path | None], Tensor]] = {
     "crepe-tiny": chords,
     "crepe-full": chords,
     "minilm": prose,
+    "minilm-half": half_sentences,
 }

@@ -16,6 +16,7 @@ from benchmarks.isolated_process import peak_mb
 from benchmarks.networks.real_network import RealNetwork
 from benchmarks.real.methods import METHODS, SEARCH_ONLY
 from benchmarks.real.rows import Key, Row
+from benchmarks.real.settings import UNLABELLED
 from gaprune.calibration.inversion.synthesis import INVERTING
 from gaprune.cli.console import Monitor
 from gaprune.config import make_settings
@@ -84,8 +85,8 @@ def settings_of(case: Case, key: Key) -> dict[str, Any]:
         for name, value in {**case.settings, **case.overrides.get(key.method, {})}.items()
         if method.searches or name not in SEARCH_ONLY
     }
-    if method.proxied:
-        settings["calibration"] = [f"proxy:{PROXIES}/{key.network}.safetensors"]
+    if (level := _file_level(case, key)) is not None:
+        settings["calibration"] = [f"{level}:{PROXIES}/{key.network}.safetensors"]
     return {
         **settings,
         **method.settings,
@@ -109,18 +110,26 @@ def make_row(case: Case, key: Key, data: Path | None, folder: Path) -> Row:
     try:
         network = case.open(data)
         row = replace(row, measure=network.measure, test_count=network.test_count)
-        if METHODS[key.method].proxied:
-            settings = {**settings, "calibration": [_write_proxy(case, key, data, folder)]}
+        if (level := _file_level(case, key)) is not None:
+            path = _write_proxy(case, key, data, folder)
+            settings = {**settings, "calibration": [f"{level}:{path}"]}
         return _measured(network, row, settings)
     except GapruneError as error:
         return replace(row, note=str(error))
 
 
-def _write_proxy(case: Case, key: Key, data: Path | None, folder: Path) -> str:
+def _file_level(case: Case, key: Key) -> str | None:
+    """Return the data level of the file of `case.proxy` if the row uses it."""
+    if UNLABELLED in case.settings.get("calibration", ()):
+        return UNLABELLED
+    return "proxy" if METHODS[key.method].proxied else None
+
+
+def _write_proxy(case: Case, key: Key, data: Path | None, folder: Path) -> Path:
     path = folder / PROXIES / f"{key.network}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({"x": case.proxy(data).contiguous()}, path)
-    return f"proxy:{path}"
+    return path
 
 
 def _measured(network: RealNetwork, row: Row, settings: Mapping[str, Any]) -> Row:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+UNLABELLED = "unlabelled"  # stands for the file of the inputs in `PROXIES`
 SPARSITIES: dict[str, tuple[float, ...]] = {
     "resnet20": (0.7, 0.9),
     "efficientnet-lite0": (0.3, 0.5),
     "crepe-tiny": (0.9,),
     "crepe-full": (0.9,),
     "minilm": (0.5, 0.7),
+    "minilm-half": (0.7,),
 }
 SETTINGS: dict[str, dict[str, Any]] = {
     "resnet20": {
@@ -74,6 +76,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "validation_count": 256,
         "batch": 32,
     },
+}
+SETTINGS["minilm-half"] = {
+    **SETTINGS["minilm"],
+    "calibration": [UNLABELLED],
+    "calibration_count": 1024,  # of 1,242 sentences
+    "validation_count": 128,
 }
 OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → better settings
     "resnet20": {

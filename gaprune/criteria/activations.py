@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from gaprune.criteria.batching import batch_size, batches, largest_input
+from gaprune.criteria.batching import batch_size, batches, largest_input, real_tokens
 from gaprune.criteria.weights_only import flat_scores, lamp_scores
 from gaprune.models.forward import functional_call
 from gaprune.models.layer_kinds import HF_CONV1D, is_layer, weight_axes
@@ -86,7 +86,7 @@ def ranked_rows(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield name and the rank of each value in its output row, divided by its length."""
     for name, values in layers:
-        module = network.model.get_submodule(name.rpartition(".")[0])
+        module = network.layer_of(name)
         # Transposed convolutions are ranked by their first axis too: a seed keeps its masks.
         is_conv = isinstance(module, _ConvNd)
         yield name, _row_ranks(values, (0,) if is_conv else weight_axes(network.model, name).rows)
@@ -133,15 +133,22 @@ def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tens
     energies: dict[str, Tensor] = {}
     with torch.no_grad():
         largest = largest_input(network.model, next(batches(network, calibration, 1)))
-        with _recording(network, energies):
+        with _recording(network, energies) as states:
             for batch in batches(network, calibration, batch_size(largest, COPIES)):
+                states["real"] = real_tokens(network, batch)
                 network.model(batch)
     return energies
 
 
 @contextmanager
-def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[None]:
-    """Add up squared inputs by weight in `energies` while the network runs inside the block."""
+def _recording(
+    network: DenseNetwork, energies: dict[str, Tensor]
+) -> Iterator[dict[str, Tensor | None]]:
+    """Add up squared inputs by weight in `energies` while the network runs inside the block.
+
+    The caller puts the `real_tokens` of each batch under "real".
+    """
+    states: dict[str, Tensor | None] = {}
     names = {id(network.model.get_parameter(name)): name for name in network.weights}
     measuring = False  # a rule runs its module once more, which calls the hook again
     # Sums over equal rows are allocated before the activations: between these, small lasting blocks
@@ -154,6 +161,8 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
             if measuring:
                 return
             measuring = True
+            if rule is not _attention_energy:
+                args = tuple(_without_padding(arg, states.get("real")) for arg in args)
             try:
                 by_parameter = rule(module, args, kwargs)
             finally:
@@ -176,7 +185,16 @@ def _recording(network: DenseNetwork, energies: dict[str, Tensor]) -> Iterator[N
             if is_layer(module, kind):
                 handle = module.register_forward_pre_hook(hook(rule), with_kwargs=True)
                 hooks.enter_context(handle)
-        yield
+        yield states
+
+
+def _without_padding(values: object, is_real: Tensor | None) -> object:
+    """Return the inputs of a layer with zeros where texts are padded: these have no energy."""
+    if is_real is None or not isinstance(values, Tensor) or not values.is_floating_point():
+        return values
+    if values.shape[:-1] != is_real.shape:
+        return values
+    return values * is_real.unsqueeze(-1)
 
 
 def _rows_shared(energy: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from gaprune.models.network import DenseNetwork
 
 MAX_BATCH = 256  # inputs per forward pass
+TEXTS = 2  # axes of token ids: texts and positions
 MEMORY = 4e8  # bytes that the activations of one batch may take
 
 
@@ -21,6 +22,18 @@ def batches(
     assert calibration is not None  # `score_with` has checked it
     for start in range(0, len(calibration), size):
         yield calibration[start : start + size].to(network.device)
+
+
+def real_tokens(network: DenseNetwork, inputs: Tensor) -> Tensor | None:
+    """Return which positions of texts are no padding, bool `[N, length]`; None: all count.
+
+    What layers compute at others is never used.
+    """
+    padding = network.inputs.padding
+    if padding is None or inputs.ndim != TEXTS:
+        return None
+    is_real = inputs != padding
+    return None if bool(is_real.all()) else is_real
 
 
 def batch_size(bytes_per_input: int, copies: int = 1) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from gaprune.criteria.batching import batches
 from gaprune.criteria.layer_inputs import (
@@ -235,7 +236,7 @@ def _values(
     """
     weight = module.get_parameter("weight")
     size = weight[0].numel()
-    if isinstance(module, nn.Linear) or not can_unfold(module) or size > WIDE:
+    if not isinstance(module, _ConvNd) or not can_unfold(module) or size > WIDE:
         samples = reader_samples(module, args, kwargs)
         yield from (samples[:, table].transpose(0, 1) for table in tables)
         return

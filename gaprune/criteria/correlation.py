@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gaprune.criteria.layer_inputs import WeightShape
+from gaprune.criteria.layer_inputs import WeightShape, outputs_first
 from gaprune.criteria.responses import measure_responses
 from gaprune.models.network import DenseNetwork
 
@@ -56,10 +56,13 @@ def correlation(
             damages[name] = weight.double().square() * information.double()
             orders[name] = weight.double().abs()
         else:
-            rows, moments = weight.detach().reshape(len(weight), -1).double(), response.moments
-            damage, order = eliminate(rows, moments.covariance(), moments.shape)
+            module, moments = network.layer_of(name), response.moments
+            rows = outputs_first(module, weight.detach())
+            damage, order = eliminate(rows.flatten(1).double(), moments.covariance(), moments.shape)
             damage *= response.information.double().unsqueeze(1)
-            damages[name], orders[name] = damage.view_as(weight), order.view_as(weight)
+            damages[name], orders[name] = (
+                outputs_first(module, values.view_as(rows)) for values in (damage, order)
+            )
     flat = network.layout.flatten(damages)
     if not flat.isfinite().all():  # `score` reports which layer is not finite
         return flat.float()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
+from gaprune.models.layer_kinds import HF_CONV1D, is_layer
+
 WIDE = 2048  # inputs per channel; above, covariances between blocks of inputs are taken as 0
 BLOCK = 1024  # inputs per block of a wide layer
 TABLE = 2**25  # most entries of a layer's covariance: 134 MB
@@ -34,7 +36,7 @@ class WeightShape:
     @classmethod
     def of(cls, module: nn.Module) -> WeightShape:
         """Return the shape of a linear layer or convolution; see `can_unfold`."""
-        weight = module.get_parameter("weight")
+        weight = outputs_first(module, module.get_parameter("weight"))
         groups = module.groups if isinstance(module, _ConvNd) else 1
         size = weight[0].numel()
         if size <= WIDE:
@@ -50,7 +52,17 @@ class WeightShape:
 
 def can_unfold(module: nn.Module) -> bool:
     """Tell whether inputs can be unfolded: a linear layer, or a convolution, not transposed."""
-    return isinstance(module, nn.Linear) or (isinstance(module, _ConvNd) and not module.transposed)
+    if isinstance(module, _ConvNd):
+        return not module.transposed
+    return isinstance(module, nn.Linear) or is_layer(module, HF_CONV1D)
+
+
+def outputs_first(module: nn.Module, values: Tensor) -> Tensor:
+    """Return a weight of a layer that can be unfolded, or values of its shape, with outputs first.
+
+    This is a view. GPT-2 stores its weights as `[in, out]`; the same call turns a view back.
+    """
+    return values.T if is_layer(module, HF_CONV1D) else values
 
 
 class InputMoments:
@@ -154,7 +166,7 @@ def unfold(module: nn.Module, inputs: Tensor, output: Tensor) -> Tensor | None:
     """
     if not isinstance(module, _ConvNd):
         weight: Tensor = module.weight  # type: ignore[assignment] # replaced ones are no parameters
-        return inputs if inputs.shape[-1] == weight.shape[1] else None
+        return inputs if inputs.shape[-1] == outputs_first(module, weight).shape[1] else None
     axes = len(module.kernel_size)
     if inputs.ndim == axes + 1:
         inputs, output = inputs[None], output[None]

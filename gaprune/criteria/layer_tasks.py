@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map
 
-from gaprune.criteria.batching import batch_size, batches, largest_input
+from gaprune.criteria.batching import batch_size, batches, largest_input, real_tokens
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape
 from gaprune.criteria.responses import Recorder, layer_hooks, unfoldable
 from gaprune.models.blocks import BlockCall, first_call, sequential_blocks
@@ -94,6 +95,7 @@ def work_on_layers(
         with layer_hooks(network, recorder.add_moments), torch.no_grad():
             for batch in batches(network, calibration, size):
                 recorder.share = len(batch) / len(calibration)
+                recorder.is_real = real_tokens(network, batch)
                 network.model(batch)
         names, tasks = make_tasks(recorder.moments)
         del recorder
@@ -111,8 +113,8 @@ def shared_inputs(network: DenseNetwork, example: Tensor, names: Collection[str]
     def record(name: str, module: nn.Module, args: tuple[Any, ...], _output: object) -> None:
         if name in names:
             seen.append(args)
-            linear = isinstance(module, nn.Linear)  # convolutions unfold their inputs
-            keys.setdefault(name, []).extend(map(id, args) if linear else [name])
+            unfolds = isinstance(module, _ConvNd)  # into columns of its own
+            keys.setdefault(name, []).extend([name] if unfolds else map(id, args))
 
     with layer_hooks(network, record), torch.no_grad():
         network.model(example)
@@ -126,6 +128,7 @@ class BlockPass:
 
     block: str
     calls: tuple[BlockCall, ...]
+    are_real: tuple[Tensor | None, ...]  # positions of each call, see `real_tokens`
     shapes: dict[str, WeightShape]  # of the weights that are measured
     share: float  # the calls' fraction of all calls
     seed: int
@@ -136,9 +139,11 @@ class BlockPass:
         recorder = Recorder(self.shapes, network.device, generator)
         recorder.share = self.share / len(self.calls)
         block = network.model.get_submodule(self.block)
+        calls = []
         with layer_hooks(network, recorder.add_moments), torch.no_grad():
-            calls = tuple(_on(call, network.device).run(block) for call in self.calls)
-        return Passed(calls, recorder.moments)
+            for call, recorder.is_real in zip(self.calls, self.are_real, strict=True):
+                calls.append(_on(call, network.device).run(block))
+        return Passed(tuple(calls), recorder.moments)
 
 
 class Passed(NamedTuple):
@@ -162,15 +167,17 @@ def _block_by_block(
     first = network.model.get_submodule(next(iter(inside)))
     with torch.no_grad():
         calls = [first_call(network.model, first, part.to(network.device)) for part in parts]
-    shards = [tuple(calls[begin::SHARDS]) for begin in range(min(SHARDS, len(calls)))]
+    real = [real_tokens(network, part) for part in parts]
+    starts = range(min(SHARDS, len(calls)))
+    shards, are_real = ([tuple(x[begin::SHARDS]) for begin in starts] for x in (calls, real))
     del calls
     names: list[str] = []
     work: list[Any] = []
     for block, shapes in inside.items():
         seeds = torch.randint(2**62, (len(shards),), generator=generator).tolist()
         passes = [
-            BlockPass(block, shard, shapes, len(shard) / len(parts), seed)
-            for shard, seed in zip(shards, seeds, strict=True)
+            BlockPass(block, shard, is_real, shapes, len(shard) / len(parts), seed)
+            for shard, is_real, seed in zip(shards, are_real, seeds, strict=True)
         ]
         results = run_tasks(network, [*work, *passes])
         yield from zip(names, results[: len(work)], strict=True)

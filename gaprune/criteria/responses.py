@@ -11,8 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gaprune.criteria.batching import batch_size, batches
-from gaprune.criteria.layer_inputs import InputMoments, WeightShape, can_unfold, unfold
+from gaprune.criteria.batching import batch_size, batches, real_tokens
+from gaprune.criteria.layer_inputs import (
+    InputMoments,
+    WeightShape,
+    can_unfold,
+    outputs_first,
+    unfold,
+)
 from gaprune.models.forward import functional_call
 from gaprune.models.macs import activation_bytes
 from gaprune.models.network import DenseNetwork
@@ -68,6 +74,7 @@ def measure_responses(
     with layer_hooks(network, recorder.record), torch.enable_grad():
         for batch in batches(network, inputs, size):
             recorder.share = len(batch) / len(inputs)
+            recorder.is_real = real_tokens(network, batch)
             outputs = functional_call(network.model, others, (batch,))
             # −log p(y|x) up to a constant has the gradient (outputs − y) = noise
             noise = torch.randn(outputs.shape, generator=generator, device=generator.device)
@@ -79,8 +86,9 @@ def measure_responses(
     layers = {}
     for name in shapes:
         weight = network.weights[name]
+        channels = len(outputs_first(network.layer_of(name), weight))
         # an output that does not affect the network's outputs has no gradient at all
-        fisher = recorder.information.get(name, weight.new_zeros(len(weight)))
+        fisher = recorder.information.get(name, weight.new_zeros(channels))
         layers[name] = LayerResponse(recorder.moments[name], fisher / len(inputs))
     return Responses(layers, information)
 
@@ -135,6 +143,7 @@ class Recorder:
         self.moments = {name: InputMoments(shape) for name, shape in shapes.items()}
         self.information: dict[str, Tensor] = {}
         self.share = 1.0  # this batch's fraction of all inputs
+        self.is_real: Tensor | None = None  # of the positions of this batch, see `real_tokens`
         self.origin = torch.zeros((), device=device, requires_grad=True)
         self._generator = generator
 
@@ -146,7 +155,11 @@ class Recorder:
             patches = unfold(module, args[0].detach(), output)
             assert patches is not None  # as in `unfoldable`
             moments = self.moments[name]
-            moments.add(patches, self._draw_positions(moments.shape, patches))
+            positions = self._draw_positions(moments.shape, patches)
+            if self.is_real is not None and patches.shape[:-1] == self.is_real.shape:
+                positions = positions[self.is_real.to(positions.device).flatten()[positions]]
+            if len(positions):
+                moments.add(patches, positions)
 
     def record(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Record one call. The output is made to depend on `origin`, a zero with a gradient."""

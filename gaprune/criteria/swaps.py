@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from gaprune.criteria.activations import lamp_wanda_rows, wanda_rows
 from gaprune.criteria.allocation import block_wanda_rows
-from gaprune.criteria.layer_inputs import InputMoments
+from gaprune.criteria.layer_inputs import InputMoments, outputs_first
 from gaprune.criteria.layer_tasks import work_on_layers
 from gaprune.criteria.row_swaps import refine_mask
 from gaprune.criteria.weights_only import lamp
@@ -172,15 +172,18 @@ class RefineLayer:
         if not matrix.isfinite().all():
             return torch.full_like(self.scores, math.nan)
         diagonal = torch.diag_embed(matrix.diagonal(dim1=-2, dim2=-1))
+        module = network.layer_of(self.name)
+        rows, mask = (outputs_first(module, x) for x in (weight, self.mask.to(weight.device)))
         refined = refine_mask(
-            weight.flatten(1).float(),
+            rows.flatten(1).float(),
             torch.lerp(matrix, diagonal, SHRINK),
-            self.mask.to(weight.device).flatten(1),
+            mask.flatten(1),
             self.moments.shape,
             correlated=self.correlated,
             groups=self.groups,
         )
-        return reordered(self.scores, refined.to(self.scores.device))
+        refined = outputs_first(module, refined.view_as(mask)).to(self.scores.device)
+        return reordered(self.scores, refined)
 
 
 def one_shot_mask(scores: Tensor, layout: Layout, density: float) -> Tensor:
@@ -197,10 +200,10 @@ def input_groups(network: DenseNetwork, name: str) -> Tensor | None:
     if layout.n_of_m is None:
         return None
     index = layout.names.index(name)
-    channels = layout.shapes[index][1]
     if layout.n_of_m.axes[index] is None:
         return None  # stays dense: there is nothing to swap
-    columns = torch.arange(math.prod(layout.shapes[index][1:]), device=network.device)
+    channels, *kernel = outputs_first(network.layer_of(name), network.weights[name]).shape[1:]
+    columns = torch.arange(channels * math.prod(kernel), device=network.device)
     return columns.view(channels // layout.n_of_m.of, layout.n_of_m.of, -1).mT.flatten(0, 1)
 
 

@@ -18,8 +18,9 @@ from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evolution.genome import Genes, to_storage
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.operators import find_crossover, find_mutation
+from gaprune.evolution.swap_refinement import refine_by_swaps
 from gaprune.evolution.variation import Variation
-from gaprune.masks.supermask import Layout, pack, unpack
+from gaprune.masks.supermask import pack, unpack
 from gaprune.profiling import profiled
 
 Bits = NDArray[np.uint8]
@@ -53,7 +54,8 @@ class BreedTask:
     @property
     def kind(self) -> str:
         """Tasks of one kind take about the same time, from which workers predict timeouts."""
-        return f"Breed, {self.variation.steps} steps, rung {self.rung}"
+        swaps = ", swaps" if self.variation.swaps else ""
+        return f"Breed, {self.variation.steps} steps, rung {self.rung}{swaps}"
 
     def run(self, evaluator: Evaluator) -> BreedResult:
         """Vary, refine, decode, score."""
@@ -61,20 +63,20 @@ class BreedTask:
         layout, refinement = evaluator.layout, self.variation.refinement
         with profiled("vary"):
             if refinement is None:
-                genes = self._vary(layout, generator)
+                genes = self._vary(evaluator, generator)
             else:
                 # No variable here refers to the genes before refinement: they are large, and
                 # `refine` frees them as soon as it has its own copy.
-                genes = refine(self._vary(layout, generator), evaluator, refinement, generator)
+                genes = refine(self._vary(evaluator, generator), evaluator, refinement, generator)
             genes = to_storage(genes, layout)
         with profiled("decode"):
             mask = genes.decode(layout)
         return BreedResult(genes, evaluator.fitness(mask, self.rung), pack(mask), genes.keep)
 
-    def _vary(self, layout: Layout, generator: torch.Generator) -> Genes:
+    def _vary(self, evaluator: Evaluator, generator: torch.Generator) -> Genes:
         """Return the child before its gradient steps."""
         parents = tuple(genes.as_float32() for genes in self.parents)
-        genes, variation = parents[0], self.variation
+        genes, variation, layout = parents[0], self.variation, evaluator.layout
         if variation.crossover is not None:
             cross = find_crossover(variation.crossover)
             genes = cross(parents[0], parents[1], layout, generator)[0]
@@ -83,6 +85,8 @@ class BreedTask:
             genes = mutate(genes, layout, generator)
         if variation.keep is not None:
             genes = replace(genes, keep=variation.keep, counts=None)
+        if variation.swaps:
+            genes = refine_by_swaps(genes, self.parents[0], evaluator, generator)
         if genes.scores is parents[0].scores:  # unchanged: share the parent's memory
             return genes.with_scores(self.parents[0].scores)
         return genes

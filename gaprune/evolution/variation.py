@@ -29,13 +29,15 @@ class Variation:
     crossover: str | None = None  # key of `CROSSOVERS`; None: a copy of the first parent
     mutation: str | None = None  # key of `MUTATIONS`
     options: tuple[tuple[str, Any], ...] = ()  # keyword arguments of the mutation
+    swaps: bool = False  # whether swaps refine what the operators have changed
     refinement: Refinement | None = None  # gradient steps after the mutation
     keep: int | None = None  # new budget, under one ranking over all layers; None: the parent's
 
     @property
     def origin(self) -> str:
         """The operators, joined by `+`: the origin of the child."""
-        names = (self.crossover, self.mutation, "gradient" if self.refinement else None)
+        steps = {"swaps": self.swaps, "gradient": self.refinement}
+        names = (self.crossover, self.mutation, *(name for name, step in steps.items() if step))
         return "+".join(filter(None, names)) or "copy"
 
     @property
@@ -127,6 +129,7 @@ class VariationSampler:
             crossover=None if crossover == NONE or pair[0] is pair[1] else crossover,
             mutation=None if mutation == NONE else mutation,
             options=tuple(self._phase.preset.options.get(mutation, {}).items()),
+            swaps=self._phase.preset.swaps,
             refinement=refinement,
             keep=self._draw_budget(pair, generator),
         )

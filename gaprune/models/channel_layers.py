@@ -8,6 +8,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from gaprune.models.channel_slicing import is_transposed, num_inputs, num_outputs
+from gaprune.models.layer_kinds import HF_CONV1D, is_layer
 
 # Layers whose statistics would be others without some of their channels.
 NORMALISING = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
@@ -55,7 +56,7 @@ def refusal(module: nn.Module, num_read: int) -> str | None:
 
 def channel_axis(module: nn.Module, tensor: Tensor) -> int:
     """Return the dimension of a layer's input or output along which its channels are."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) or is_layer(module, HF_CONV1D):
         return tensor.ndim - 1
     if isinstance(module, _ConvNd):  # a batch may be missing
         return tensor.ndim - 1 - len(module.kernel_size)

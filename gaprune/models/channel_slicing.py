@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gaprune.models.layer_kinds import HF_CONV1D, is_layer
+
 # Attributes of torch layers that hold their number of channels.
 _OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
 _INPUTS = ("in_channels", "in_features")
@@ -143,4 +145,4 @@ def input_axis(layer: nn.Module) -> int:
 
 def is_transposed(layer: nn.Module) -> bool:
     """Return whether a layer stores its weight as [in, out, …]."""
-    return bool(getattr(layer, "transposed", False))
+    return getattr(layer, "transposed", False) or is_layer(layer, HF_CONV1D)

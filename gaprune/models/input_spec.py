@@ -56,6 +56,7 @@ class InputSpec:
         examples: data level and hash of the rows of a network with several inputs, whose inputs
             are row numbers (`gaprune.models.arguments`); empty for others.
         text: turns texts into token ids (`sources.text_encoder.TextEncoder`), or None.
+        padding: the id that fills up short texts and that the network leaves out, or None.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -75,6 +76,7 @@ class InputSpec:
     )
     examples: str = field(default="", compare=False, repr=False)
     text: Any = field(default=None, compare=False, repr=False)
+    padding: int | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -228,6 +230,7 @@ def resolve_inputs(
         vocabulary=vocabulary,
         token_ids=token_ids,
         text=default and default.text,
+        padding=None if default is None else default.padding,
     )
 
 

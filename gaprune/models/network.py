@@ -58,6 +58,10 @@ class DenseNetwork:
         """The device of the weights."""
         return next(iter(self.weights.values())).device
 
+    def layer_of(self, name: str) -> nn.Module:
+        """Return the module that has the weight of a name."""
+        return self.model.get_submodule(name.rpartition(".")[0])
+
     @property
     def dtype(self) -> torch.dtype:
         """The dtype that the network computes in: that of its first prunable weight."""

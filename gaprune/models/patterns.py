@@ -201,7 +201,7 @@ def _group_axis(target: Target, name: str, size: int) -> int | None:
     kind = weight_kind(target.model, name)
     if kind is None or not kind.in_groups:
         return None
-    module = target.model.get_submodule(name.rpartition(".")[0])
+    module = target.layer_of(name)
     shape = target.weights[name].shape
     axis = 0 if isinstance(module, _TRANSPOSED) else kind.inputs
     return axis if shape[axis] % size == 0 else None

@@ -19,11 +19,13 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from gaprune.criteria.layer_inputs import (
     CHUNK,
     can_unfold,
     gather_columns,
+    outputs_first,
     spread_positions,
     unfold,
 )
@@ -89,7 +91,7 @@ def compensated_weights(
             reading = _Reading.of(model, layer, weights, tables, repaired, ridge)
             module = model.get_submodule(layer)
             # fitted to them, the last layer would take over the classes of the generated inputs
-            if reading.intact and (isinstance(module, nn.Linear) or samples.shape is None):
+            if reading.intact and (not isinstance(module, _ConvNd) or samples.shape is None):
                 continue
             replaced |= reading.named
             hook = partial(_compensate, reading, samples, changed)
@@ -152,7 +154,8 @@ class _Reading:
         weight, bias = module.get_parameter("weight").clone(), None
         dense_bias: Tensor | None = getattr(module, "bias", None)
         # the taps of a transposed convolution do not all meet at every output
-        if dense_bias is not None and f"{layer}.bias" not in weights and input_axis(module):
+        meets = not getattr(module, "transposed", False)
+        if dense_bias is not None and f"{layer}.bias" not in weights and meets:
             bias = dense_bias.clone()
         centred = bias is not None or (dense_bias is None and repaired)
         intact = bool(support.all())
@@ -203,7 +206,7 @@ def _dense_samples(
         ) -> None:
             if layer in samples:
                 return
-            size = module.get_parameter("weight")[0].numel()
+            size = outputs_first(module, module.get_parameter("weight"))[0].numel()
             count = output.numel() // max(1, output.shape[channel_axis(module, output)])
             enough = readers is None or count >= SAMPLES_PER_FEATURE * size
             if can_unfold(module) and size <= WIDEST and enough:
@@ -228,7 +231,7 @@ def _dense_samples(
 def _positions(count: int, module: nn.Module, device: torch.device) -> Tensor:
     """Return positions of a layer's outputs, as many as memory allows."""
     weight: Tensor = module.weight  # type: ignore[assignment] # replaced ones are no parameters
-    size, groups = weight[0].numel(), getattr(module, "groups", 1)
+    size, groups = outputs_first(module, weight)[0].numel(), getattr(module, "groups", 1)
     most = max(MAX_ENTRIES // (groups * size), SAMPLES_PER_FEATURE * size)
     return spread_positions(count, most, device)
 
@@ -249,10 +252,11 @@ def _fit_outputs(reading: _Reading, expected: _Expected, inputs: Tensor, module:
     if reading.centred:
         gram -= sums[:, :, None] * sums[:, None, :] / count
         cross -= lacks[:, :, None] * sums[:, None, :] / count
-    changes = _regressed(gram, cross, reading.support.reshape(cross.shape), reading.ridge)
+    support, weight = (outputs_first(module, x) for x in (reading.support, reading.weight))
+    changes = _regressed(gram, cross, support.reshape(cross.shape), reading.ridge)
     if not changes.isfinite().all():
         raise _not_finite(reading.layer)
-    reading.weight += changes.view_as(reading.weight).to(reading.weight)
+    weight += changes.view_as(weight).to(weight)
     if reading.bias is not None:
         means = sums / count + shift.squeeze(1)
         change = lacks / count - (changes @ means[:, :, None]).squeeze(-1)
@@ -266,14 +270,15 @@ def _columns(
 
     `[groups, samples, size]` and `[groups, samples, rows]`, at least in float32.
     """
-    groups, axes = getattr(module, "groups", 1), reading.weight.ndim - 1
-    size, bias = reading.weight[0].numel(), getattr(module, "bias", None)
+    rows = outputs_first(module, reading.weight)
+    groups, axes, size = getattr(module, "groups", 1), rows.ndim - 1, rows[0].numel()
+    bias = getattr(module, "bias", None)
     outputs = inputs.new_empty(expected.shape or (), device="meta")
     patches = unfold(module, inputs, outputs)
     assert patches is not None  # it fitted in the dense network
     wide = torch.promote_types(inputs.dtype, torch.float32)
-    weight = reading.weight.to(wide).view(groups, -1, size)
-    positions = _positions(outputs.numel() // len(reading.weight), module, inputs.device)
+    weight = rows.to(wide).reshape(groups, -1, size)
+    positions = _positions(outputs.numel() // len(rows), module, inputs.device)
     chunk = max(1, CHUNK // (groups * size))
     for part, targets in zip(positions.split(chunk), expected.samples.split(chunk), strict=True):
         columns = gather_columns(patches, part, axes).to(wide)

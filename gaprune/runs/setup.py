@@ -479,6 +479,7 @@ def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, sparsest) if settings.pareto else None,
         density_search=density_search,
+        density_swaps="swaps" in (settings.initial_criteria or ()) and resolved.units is None,
         warmup=warmup,
         group=GROUP if grouped else 1,
     )

@@ -297,9 +297,10 @@ def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec |
     length = min(length, getattr(settings, "max_position_embeddings", None) or length)
     vocabulary = embedding.num_embeddings
     positions = max(1, MOST_LOGITS // vocabulary) if causal else None
-    take_ids(model, getattr(settings, "pad_token_id", None), positions)
+    padding = getattr(settings, "pad_token_id", None)
+    take_ids(model, padding, positions)
     ids = read_token_ids(find, vocabulary)
-    return InputSpec((length,), "tokens", vocabulary=vocabulary, token_ids=ids)
+    return InputSpec((length,), "tokens", vocabulary=vocabulary, token_ids=ids, padding=padding)
 
 
 def _spectrogram_inputs(model: Any, _find: object) -> InputSpec | None:
