@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import make_calibration_set
 from gaprune.calibration.generators.mixture import GeneratorMixture
-from gaprune.calibration.generators.token_sequences import TOKENS, embedding_neighbours
+from gaprune.calibration.generators.sentences import CLOSED, OPEN_CLASSES, word_classes
+from gaprune.calibration.generators.token_sequences import TOKENS, embedding_neighbours, like_text
 from gaprune.callbacks import Observer
 from gaprune.config import make_settings
 from gaprune.errors import InputError
@@ -161,10 +162,51 @@ def test_half_of_a_text_is_about_two_topics() -> None:
     assert about > 0.65 > of_two(mixed) + 0.05
 
 
-@pytest.mark.parametrize("name", LIKE_TEXT)
+def english(length: int = 24, padding: int | None = 0) -> InputSpec:
+    """Return token inputs of a small English vocabulary, with `[PAD]` 0, start 1 and end 2."""
+    stems = [a + b for a in ("bl", "gr", "st", "tr", "cl") for b in ("onk", "amp", "ust", "ind")]
+    verbs = [stem + ending for stem in stems for ending in ("", "s", "ed", "ing")]
+    others = [f"qu{stem}{ending}" for stem in stems for ending in ("", "ly")]
+    nouns = [f"o{stem}" for stem in stems]
+    marks = [".", ",", "?", "'", '"', "s"]
+    words = list(
+        dict.fromkeys(["[PAD]", "[S]", "[E]", *marks, *sorted(CLOSED), *verbs, *others, *nouns])
+    )
+    by_word = {word: number for number, word in enumerate(words)}
+    ids = TokenIds(tuple(range(9, len(words))), 1, 2, table(len(words)), by_word)
+    return InputSpec((length,), "tokens", vocabulary=len(words), token_ids=ids, padding=padding)
+
+
+def test_sentences_have_words_of_all_classes_and_end_where_they_end() -> None:
+    """Lengths differ, an end token follows the last word, and a third are function words."""
+    spec = english()
+    texts = TOKENS["sentences"](spec, 200, seeded())
+    ends = (texts == 2).int().argmax(1)
+    assert (texts[:, 0] == 1).all()
+    assert len(ends.unique()) > 8
+    assert not texts[torch.arange(24) > ends[:, None]].any()
+    words = texts[texts > 2]
+    assert (
+        0.3 < sum(words.eq(spec.token_ids.words[word]).sum() for word in CLOSED) / len(words) < 0.7
+    )
+    classes = word_classes(spec.token_ids.words)
+    assert all(torch.isin(torch.tensor(classes[name]), words).any() for name in OPEN_CLASSES)
+
+
+def test_sentences_fill_texts_that_cannot_be_padded() -> None:
+    """Where padding is not known more sentences follow; other languages get topics."""
+    assert TOKENS["sentences"](english(padding=None), 50, seeded())[:, :-1].ne(2).all()
+    assert TOKENS["sentences"](english(padding=None), 50, seeded())[:, -1].eq(2).all()
+    spec = spec_of(embedding=table(), words={"haus": 11, "baum": 12})
+    assert torch.equal(*(TOKENS[name](spec, 20, seeded()) for name in ("sentences", "topics")))
+    assert like_text(english()) == ("sentences", "topics")
+    assert like_text(spec) == LIKE_TEXT
+
+
+@pytest.mark.parametrize("name", [*LIKE_TEXT, "sentences"])
 def test_the_same_seed_draws_the_same_ids(name: str) -> None:
     """Another seed draws other ids."""
-    spec = spec_of(embedding=table())
+    spec = english() if name == "sentences" else spec_of(embedding=table())
     first, same, other = (TOKENS[name](spec, 20, seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -180,8 +222,9 @@ def test_facts_name_what_is_known_of_the_ids() -> None:
     assert replace(spec, token_ids=TokenIds(embedding=table())).facts() == plain
     assert spec == bare  # the same inputs fit both
     others = [spec_of(start=3), spec_of(end=None), spec_of(by_frequency=ORDINARY[::-1])]
+    others += [english(), english(padding=None)]
     texts = {json.dumps(other.facts(), sort_keys=True) for other in (spec, bare, *others)}
-    assert len(texts) == 5
+    assert len(texts) == 7
     assert spec_of().facts() == spec.facts()
 
 

@@ -60,6 +60,24 @@ def test_ordinary_tokens_in_the_order_of_their_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("pieces", "expected"),
+    [
+        (["of", "##s", ".", "the"], {"of": 0, ".": 2, "the": 3}),
+        (["ing", "Ġthe", ".", "Ġ.", "Ġof"], {"the": 1, "of": 4, ".": 2}),
+        (["▁of", "s", ",", "▁the"], {"of": 0, "the": 3, ",": 2}),
+    ],
+    ids=["word pieces", "bytes", "sentence pieces"],
+)
+def test_words_and_punctuation(tmp_path: Path, pieces: list[str], expected: dict[str, int]) -> None:
+    """Pieces that begin a word are known without their mark; what continues one is left out."""
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    write(tmp_path, model={"vocab": vocabulary}, added_tokens=[], post_processor=None)
+    read = words_in(tmp_path)
+    assert read is not None
+    assert read.words == expected
+
+
+@pytest.mark.parametrize(
     ("processor", "marks"),
     [
         (None, (None, None)),

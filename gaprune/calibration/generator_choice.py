@@ -16,7 +16,7 @@ from gaprune.calibration.auto import information_of_generators, is_large, mixtur
 from gaprune.calibration.domain_fit import mutual_information, sample_count
 from gaprune.calibration.generators.mixture import MIN_SHARE
 from gaprune.calibration.generators.procedural import GENERATORS
-from gaprune.calibration.generators.token_sequences import LIKE_TEXT, UNRANKED, is_ranked
+from gaprune.calibration.generators.token_sequences import UNRANKED, is_ranked, like_text
 from gaprune.calibration.parse import AUTO, PROCEDURAL, CalibrationRequest
 from gaprune.models.target import Target
 
@@ -49,8 +49,9 @@ def choose_generators(
 
     With inversion, the mixture that comes nearest to the stored BatchNorm statistics is used: as
     starting points, and beside the inverted inputs. Otherwise the mutual information decides.
-    Exception: if the rank order of a vocabulary is known, `topics` are used for the search and
-    `zipf-bursts` for validation, because token networks often output embeddings, not classes.
+    Exception: if the rank order of a vocabulary is known, `sentences` are used for the search and
+    `topics` for validation, because token networks often output embeddings, not classes. For a
+    vocabulary that is not English, these are `topics` and `zipf-bursts`.
 
     `validation` is the value of `--validation`; `held_out` says that the validation inputs are a
     part of a file. `generator` draws the inputs on which the mutual information is measured.
@@ -60,7 +61,7 @@ def choose_generators(
     information: dict[str, float] = {}
     candidates: Mapping[str, float] = {}
     if is_ranked(target.inputs):
-        candidates = dict.fromkeys(LIKE_TEXT, 0.0)
+        candidates = dict.fromkeys(like_text(target.inputs), 0.0)
     elif request.names or request.impressions or not held_out:
         table = GENERATORS[target.inputs.kind]
         if target.inputs.kind == "tokens":

@@ -32,13 +32,15 @@ _KIND_BY_AXES = {1: "vector", 2: "signal", 3: "image"}
 class TokenIds:
     """Ordinary token ids, most frequent first; the ids that begin and end a text.
 
-    `embedding` is the network's own module, not a copy.
+    `embedding` is the network's own module, not a copy. `words` are the ids of whole words and
+    punctuation marks.
     """
 
     by_frequency: tuple[int, ...] = field(default=(), repr=False)
     start: int | None = None
     end: int | None = None
     embedding: Any = field(default=None, repr=False)
+    words: Mapping[str, int] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class InputSpec:
         examples: data level and hash of the rows of a network with several inputs, whose inputs
             are row numbers (`gaprune.models.arguments`); empty for others.
         text: turns texts into token ids (`sources.text_encoder.TextEncoder`), or None.
-        padding: the id that fills up short texts and that the network leaves out, or None.
+        padding: the id that fills up short texts and that the network leaves out; None if there is
+            none, or if texts are packed, as for a causal language model.
 
     Raises:
         InputError: a value breaks one of these rules.
@@ -123,8 +126,10 @@ class InputSpec:
         ids = self.token_ids
         if ids is None or not ids.by_frequency:
             return plain
-        hashed = hashlib.sha256(",".join(map(str, ids.by_frequency)).encode()).hexdigest()
-        return {**plain, "token_ids": {"by_frequency": hashed, "start": ids.start, "end": ids.end}}
+        known = ",".join([*map(str, ids.by_frequency), *ids.words])
+        hashed = hashlib.sha256(known.encode()).hexdigest()
+        facts = {"by_frequency": hashed, "start": ids.start, "end": ids.end}
+        return {**plain, "token_ids": facts | ({"padding": self.padding} if ids.words else {})}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.random_draws import to_network
-from gaprune.calibration.generators.token_sequences import LIKE_TEXT, is_ranked
+from gaprune.calibration.generators.token_sequences import LIKE_TEXT, SENTENCES, is_ranked
 from gaprune.calibration.parse import available_generators
 from gaprune.models.input_spec import InputSpec
 
@@ -46,6 +46,6 @@ class GeneratorMixture:
     def description(self) -> str:
         """The generators and their shares, for people."""
         text = ", ".join(f"{name} {share:.0%}" for name, share in self.shares.items())
-        if not is_ranked(self.spec) or set(LIKE_TEXT).isdisjoint(self.shares):
+        if not is_ranked(self.spec) or {*LIKE_TEXT, SENTENCES}.isdisjoint(self.shares):
             return text
         return f"{text} (ids ranked and framed as the network's tokenizer has them)"

@@ -1,8 +1,11 @@
-"""Procedural token ids: uniform, Zipf-distributed with repeated n-grams, and about topics."""
+"""Procedural token ids: uniform, Zipf-distributed with repeated n-grams, topics, sentences."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from functools import partial
+from random import Random
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -10,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.random_draws import InputGenerator, draw_bool
+from gaprune.calibration.generators.sentences import OPEN_CLASSES, word_classes, write_text
 from gaprune.models.input_spec import InputSpec, TokenIds
 
 LONGEST_NGRAM = 8
@@ -18,6 +22,9 @@ P_ENTER, P_STAY = 0.1, 0.85
 TOPICS = 2  # per sequence
 NEIGHBOURS = 32  # ids that belong to a topic
 P_ON_TOPIC = 0.5  # that a token belongs to a topic of its sequence
+RELATED = 64  # the same of a sentence, whose grammar leaves some out
+P_UNIFORM = 0.5  # that another word of a sentence is drawn uniformly from its class
+ZIPF_SHIFT = 3.7
 P_RARE = 0.7  # that a topic is drawn uniformly, not as a common token is
 CHUNK = 256  # ids compared with the whole vocabulary at a time
 
@@ -61,27 +68,99 @@ def topics(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     """
     length = _text_length(spec)
     ids, ordered = _zipf_ids(spec, count, length, generator)
-    common = ordered[_zipf_ranks(len(ordered), count * TOPICS, generator)]
-    uniform = ordered[torch.randint(len(ordered), (count * TOPICS,), generator=generator)]
-    topic = torch.where(draw_bool(generator, P_RARE, count * TOPICS), uniform, common)
-    related = embedding_neighbours(spec, topic, ordered, NEIGHBOURS, generator).view(count, -1)
+    related = _about_topics(spec, count, ordered, NEIGHBOURS, generator)
     about = related.gather(1, torch.randint(related.shape[1], ids.shape, generator=generator))
     return _framed(spec, torch.where(draw_bool(generator, P_ON_TOPIC, *ids.shape), about, ids))
 
 
+def sentences(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
+    """Draw int64 ids `[count, *spec.shape]`: texts of the grammar in `sentences.RULES`.
+
+    As in `topics` half of the words are related to two topics, where there are some of the class
+    that the grammar asks for. Of the others, half are drawn as common words of their class are and
+    half uniformly. Lengths differ: short texts are padded, or followed by more sentences where
+    padding is not known. For a vocabulary that is not English these are `topics`.
+    """
+    classes = _classes_of(spec)
+    if not classes:
+        return topics(spec, count, generator)
+    (before, after), length = _frame(spec), _text_length(spec)
+    by_id: dict[int, list[str]] = {}
+    for name in OPEN_CLASSES:
+        for number in classes[name]:
+            by_id.setdefault(number, []).append(name)
+    related = _about_topics(spec, count, torch.tensor(sorted(by_id)), RELATED, generator).tolist()
+    random = Random(int(torch.randint(2**62, (), generator=generator)))
+    texts = torch.zeros(count, math.prod(spec.shape), dtype=torch.int64)
+    for row, near in zip(texts, related, strict=True):
+        about: dict[str, list[int]] = {}
+        for number in near:
+            for name in by_id.get(number, ()):
+                about.setdefault(name, []).append(number)
+        choose = partial(_choose_word, random, classes, about)
+        ids = write_text(random, choose)
+        while spec.padding is None and len(ids) < length:
+            ids += write_text(random, choose)
+        ids = [*before, *ids[:length], *after]
+        row[:] = spec.padding or 0
+        row[: len(ids)] = torch.tensor(ids)
+    return texts.view(count, *spec.shape)
+
+
+SENTENCES = "sentences"
 TOKENS: dict[str, InputGenerator] = {
     "uniform": uniform_ids,
     "zipf-bursts": zipf_bursts,
     "topics": topics,
+    SENTENCES: sentences,
 }
 
 LIKE_TEXT = ("topics", "zipf-bursts")  # for vocabularies with known ranks, best first
 UNRANKED = ("uniform", "zipf-bursts")  # with random ranks, `topics` leads to worse masks
 
 
+def like_text(spec: InputSpec) -> tuple[str, ...]:
+    """Return the generators that resemble text most for a vocabulary with known ranks."""
+    return (SENTENCES, LIKE_TEXT[0]) if _classes_of(spec) else LIKE_TEXT
+
+
 def is_ranked(spec: InputSpec) -> bool:
     """Return whether it is known which token ids are common."""
     return spec.token_ids is not None and bool(spec.token_ids.by_frequency)
+
+
+def _classes_of(spec: InputSpec) -> dict[str, list[int]]:
+    if spec.token_ids is None:
+        return {}
+    if spec.token_ids not in _classes:
+        _classes[spec.token_ids] = word_classes(spec.token_ids.words)
+    return _classes[spec.token_ids]
+
+
+def _choose_word(
+    random: Random, classes: Mapping[str, list[int]], about: Mapping[str, list[int]], name: str
+) -> int:
+    """Return the id of a word of a class; `about` are words of the topics by class."""
+    words = classes[name]
+    if name not in OPEN_CLASSES:
+        return random.choice(words)
+    if name in about and random.random() < P_ON_TOPIC:
+        return random.choice(about[name])
+    if random.random() < P_UNIFORM:
+        return random.choice(words)
+    # the law of `_zipf_ranks`, inverted for real ranks
+    rank = ZIPF_SHIFT * ((len(words) / ZIPF_SHIFT + 1) ** random.random() - 1)
+    return words[min(int(rank), len(words) - 1)]
+
+
+def _about_topics(
+    spec: InputSpec, count: int, ordered: Tensor, size: int, generator: torch.Generator
+) -> Tensor:
+    """Return `size` neighbours of each of two topics per text, `[count, 2 · size]`."""
+    common = ordered[_zipf_ranks(len(ordered), count * TOPICS, generator)]
+    uniform = ordered[torch.randint(len(ordered), (count * TOPICS,), generator=generator)]
+    topic = torch.where(draw_bool(generator, P_RARE, count * TOPICS), uniform, common)
+    return embedding_neighbours(spec, topic, ordered, size, generator).view(count, -1)
 
 
 def _zipf_ids(
@@ -145,6 +224,8 @@ class _EmbeddingGeometry(NamedTuple):
     is_special: Tensor
 
 
+# computed once per vocabulary
+_classes: WeakKeyDictionary[TokenIds, dict[str, list[int]]] = WeakKeyDictionary()
 _geometries: WeakKeyDictionary[TokenIds, _EmbeddingGeometry] = WeakKeyDictionary()
 
 
@@ -175,7 +256,7 @@ def embedding_neighbours(
 
 
 def _geometry_of(token_ids: TokenIds, table: Tensor) -> _EmbeddingGeometry:
-    if token_ids not in _geometries:  # computed once: the network is frozen
+    if token_ids not in _geometries:  # the network is frozen
         is_special = torch.zeros(len(table), dtype=torch.bool, device=table.device)
         if token_ids.by_frequency:
             is_special[:] = True

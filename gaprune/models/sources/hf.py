@@ -300,7 +300,13 @@ def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec |
     padding = getattr(settings, "pad_token_id", None)
     take_ids(model, padding, positions)
     ids = read_token_ids(find, vocabulary)
-    return InputSpec((length,), "tokens", vocabulary=vocabulary, token_ids=ids, padding=padding)
+    return InputSpec(
+        (length,),
+        "tokens",
+        vocabulary=vocabulary,
+        token_ids=ids,
+        padding=None if causal else padding,
+    )
 
 
 def _spectrogram_inputs(model: Any, _find: object) -> InputSpec | None:

@@ -16,6 +16,7 @@ from gaprune.io.bounded_reading import MAX_JSON, read_bytes, read_json
 from gaprune.models.input_spec import TokenIds
 
 TOKENIZER, PLAIN, SETTINGS = "tokenizer.json", "vocab.txt", "tokenizer_config.json"
+WORD_STARTS, CONTINUES = ("Ġ", "▁"), "##"  # of byte-level BPE and SentencePiece; of WordPiece
 FEWEST_IDS = 2  # with fewer ordinary ids there is nothing to draw from
 _BRACKETED = re.compile(r"\[.+\]|<.+>")  # [CLS], [unused7], <pad>, <0x0A>
 _NOT_UNDERSTOOD = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
@@ -52,7 +53,7 @@ def _read_tokenizer(path: Path, _find: Find) -> TokenIds:
         pieces = {piece: number for number, (piece, _) in enumerate(pieces)}
     added = {_id(token["id"]) for token in content.get("added_tokens") or ()}
     start, end = _start_and_end(content.get("post_processor"))
-    return TokenIds(_ordinary_ids(pieces, added | {start, end}), start, end)
+    return TokenIds(_ordinary_ids(pieces, added | {start, end}), start, end, words=_words(pieces))
 
 
 def _start_and_end(processor: Mapping[str, Any] | None) -> tuple[int | None, int | None]:
@@ -98,7 +99,7 @@ def _read_lines(path: Path, find: Find) -> TokenIds:
     start = pieces.get(special.get("cls_token", "[CLS]"))
     end = pieces.get(special.get("sep_token", "[SEP]"))
     special_ids = {pieces[name] for name in special.values() if name in pieces}
-    return TokenIds(_ordinary_ids(pieces, special_ids), start, end)
+    return TokenIds(_ordinary_ids(pieces, special_ids), start, end, words=_words(pieces))
 
 
 def _ordinary_ids(pieces: Mapping[str, int], special: Collection[int | None]) -> tuple[int, ...]:
@@ -108,6 +109,16 @@ def _ordinary_ids(pieces: Mapping[str, int], special: Collection[int | None]) ->
         if len(piece) > 1 and number not in special and not _BRACKETED.fullmatch(piece)
     }
     return tuple(sorted(ids))
+
+
+def _words(pieces: Mapping[str, int]) -> dict[str, int]:
+    """Return text → id of the pieces that begin a word, and of punctuation, in the order of ids."""
+    ordered = sorted(pieces.items(), key=lambda item: item[1])
+    begun = {piece[1:]: _id(number) for piece, number in ordered if piece[:1] in WORD_STARTS}
+    if begun:  # what is not marked continues a word, or is punctuation
+        marks = {p: number for p, number in ordered if len(p) == 1 and not p.isalnum()}
+        return begun | marks
+    return {piece: number for piece, number in ordered if not piece.startswith(CONTINUES)}
 
 
 def _id(value: object) -> int:
