@@ -188,7 +188,7 @@ def test_swaps_refine_the_layers_whose_counts_change(scope: str) -> None:
     """Counts are those without swaps, other layers stay, and the outputs of these lose less."""
     parent = random_genes(EVALUATOR.layout, KEEP, scope=scope)
     task = BreedTask((parent,), Variation(mutation="reallocate"), seed=5, rung=0)
-    refined = replace(task, variation=replace(task.variation, swaps=True)).run(EVALUATOR)
+    refined = replace(task, variation=replace(task.variation, swaps="swaps")).run(EVALUATOR)
     plain = task.run(EVALUATOR).genes.decode(EVALUATOR.layout)
     mask, before = (genes.decode(EVALUATOR.layout) for genes in (refined.genes, parent))
     counts, moved, first = (layer_counts(x, EVALUATOR.layout) for x in (mask, plain, before))
@@ -201,7 +201,7 @@ def test_swaps_refine_the_layers_whose_counts_change(scope: str) -> None:
 def test_swaps_refine_one_layer_of_a_copy() -> None:
     """Without another mutation, one layer changes, at its number of weights."""
     parent = random_genes(EVALUATOR.layout, KEEP)
-    child = BreedTask((parent,), Variation(swaps=True), seed=5, rung=0).run(EVALUATOR).genes
+    child = BreedTask((parent,), Variation(swaps="swaps"), seed=5, rung=0).run(EVALUATOR).genes
     mask, before = (genes.decode(EVALUATOR.layout) for genes in (child, parent))
     assert layer_counts(mask, EVALUATOR.layout) == layer_counts(before, EVALUATOR.layout)
     changed = EVALUATOR.layout.split(mask != before)
@@ -212,7 +212,7 @@ def test_swaps_refine_one_layer_of_a_copy() -> None:
 def test_a_search_from_swaps_refines_its_children() -> None:
     """`initial_criteria` with `swaps` makes the phase refine; its children say so."""
     _, plan = resolved(DEEP, initial_criteria=["swaps"])
-    assert plan.phases[0].preset.swaps
-    assert not plan.phases[-1].preset.swaps
-    assert not resolved(DEEP)[1].phases[0].preset.swaps
-    assert Variation(mutation="reallocate", swaps=True).origin == "reallocate+swaps"
+    assert plan.phases[0].preset.swaps == "swaps"
+    assert plan.phases[-1].preset.swaps is None
+    assert resolved(DEEP)[1].phases[0].preset.swaps is None
+    assert Variation(mutation="reallocate", swaps="swaps").origin == "reallocate+swaps"

@@ -198,8 +198,8 @@ def test_transposed_linear_layers_are_scored_like_linear_ones(criterion: str) ->
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_transposed_linear_layers_are_compensated_like_linear_ones(pattern: str) -> None:
     """The mask by swaps and the fitted weights of `Conv1D` are those of `Linear`."""
-    options = {"method": "swaps", "sparsity": 0.5, "pattern": pattern, "compensate": True}
-    stated = {**options, "calibration_count": 64, "validation_count": 16}
+    stated: dict[str, Any] = {"method": "swaps", "sparsity": 0.5, "pattern": pattern}
+    stated |= {"compensate": True, "calibration_count": 64, "validation_count": 16}
     inputs = InputOptions(shape=(12,), range=(-1, 1))
     ours, theirs = (prune(target.model, inputs=inputs, **stated) for target in transposed_pair())
     assert torch.equal(ours.masks["0.weight"].T, theirs.masks["0.weight"])

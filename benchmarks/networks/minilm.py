@@ -80,8 +80,9 @@ def _pairs(data: Path | None) -> Pairs:
 def _every_second(pairs: Pairs, start: int) -> Pairs:
     """Return every second pair, with its sentences."""
     ends = torch.stack([pairs.first, pairs.second])[:, start::2]
-    used, indices = ends.unique(return_inverse=True)
-    return Pairs([pairs.sentences[index] for index in used], *indices, pairs.similarity[start::2])
+    used, (first, second) = ends.unique(return_inverse=True)
+    sentences = [pairs.sentences[index] for index in used]
+    return Pairs(sentences, first, second, pairs.similarity[start::2])
 
 
 def _scored_on(name: str, pairs: Pairs, length: int) -> RealNetwork:

@@ -169,7 +169,8 @@ def _block_by_block(
         calls = [first_call(network.model, first, part.to(network.device)) for part in parts]
     real = [real_tokens(network, part) for part in parts]
     starts = range(min(SHARDS, len(calls)))
-    shards, are_real = ([tuple(x[begin::SHARDS]) for begin in starts] for x in (calls, real))
+    shards = [tuple(calls[begin::SHARDS]) for begin in starts]
+    are_real = [tuple(real[begin::SHARDS]) for begin in starts]
     del calls
     names: list[str] = []
     work: list[Any] = []

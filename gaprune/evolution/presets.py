@@ -23,8 +23,8 @@ class Preset:
         mutations: name → initial probability; `NONE` changes nothing.
         options: mutation → keyword arguments.
         gradient: whether every child is refined by straight-through gradient steps.
-        swaps: whether reconstruction swaps refine the layers of a child whose counts have changed,
-            else one random layer.
+        swaps: `swaps` or `correlation-swaps` refines the layers of a child whose counts have
+            changed, else one random layer; None refines none.
         seeding: `baselines` (every data-free one-shot mask at the budget) or `kaiming`.
         selection: of parents: `tournament`, `roulette` or `random`.
         survival: `best`, or `nsga2` over fitness and sparsity.
@@ -42,7 +42,7 @@ class Preset:
     defaults: Mapping[str, Any]
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     gradient: bool = False
-    swaps: bool = False
+    swaps: str | None = None
     seeding: str = "baselines"
     selection: str = "tournament"
     survival: str = "best"
@@ -139,10 +139,16 @@ def as_warmup(preset: Preset) -> Preset:
     return replace(preset, crossovers={NONE: 1.0}, mutations={NONE: 1.0}, options={})
 
 
-def as_density_search(preset: Preset, *, swaps: bool) -> Preset:
+def as_density_search(preset: Preset, swaps: str | None = None) -> Preset:
     """Return the preset with one operator, which changes the keep counts of layers only.
 
-    `swaps` refines these layers.
+    `swaps` replaces that of the preset.
     """
-    operators = {"crossovers": {NONE: 1.0}, "mutations": {"reallocate": 1.0}, "options": {}}
-    return replace(preset, **operators, gradient=False, swaps=swaps or preset.swaps)
+    return replace(
+        preset,
+        crossovers={NONE: 1.0},
+        mutations={"reallocate": 1.0},
+        options={},
+        gradient=False,
+        swaps=swaps or preset.swaps,
+    )

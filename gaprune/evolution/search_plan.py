@@ -85,7 +85,7 @@ class SearchPlan:
     keep: int  # requested budget, see `Genes`
     most: int | None = None  # in a Pareto search, budgets range from `keep` to `most`
     density_search: int = 0  # generations that change keep counts only, before the main phase
-    density_swaps: bool = False  # whether swaps refine their children
+    density_swaps: str | None = None  # what refines their children, see `Preset.swaps`
     # gradient steps of the one generation of the warm-up; its evaluator needs a `GuidedForward`
     warmup: Refinement | None = None
     group: int = 1  # masks scored in one forward pass; 1 scores each by itself
@@ -99,7 +99,7 @@ class SearchPlan:
             phases.append(SearchPhase(WARMUP, preset, self.offspring, self.warmup, 0, 1))
         start, total = len(phases) + self.density_search, self.limits.generations
         if self.density_search:
-            preset = as_density_search(self.preset, swaps=self.density_swaps)
+            preset = as_density_search(self.preset, self.density_swaps)
             offspring = max(MIN_DENSITY_OFFSPRING, self.offspring)
             density = (len(phases), self.density_search)
             phases.append(SearchPhase(DENSITY_SEARCH, preset, offspring, None, *density))

@@ -21,14 +21,21 @@ from gaprune.evolution.genome import Genes
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.network import DenseNetwork
 
+SWAPS, CORRELATED = "swaps", "correlation-swaps"  # what is refined as these criteria do
+
 
 def refine_by_swaps(
-    genes: Genes, parent: Genes, evaluator: Evaluator, generator: torch.Generator
+    genes: Genes,
+    parent: Genes,
+    evaluator: Evaluator,
+    generator: torch.Generator,
+    correlated: bool,  # noqa: FBT001 - see `refine_mask`
 ) -> Genes:
     """Return genes whose mask is refined in the layers that keep other numbers than the parent's.
 
     If the numbers are equal, it is refined in one random layer. Rows keep their numbers of weights,
-    see `refine_mask`. The search needs a score for every weight: no units.
+    see `refine_mask`. The search needs a score for every weight: no units. A network that is
+    repaired counts correlations in any case.
     """
     layout, inputs = evaluator.layout, evaluator.statistics_inputs
     moments: dict[str, InputMoments] = evaluator.network.once(
@@ -44,7 +51,7 @@ def refine_by_swaps(
     genes = genes.with_scores(genes.scores.clone())
     layers, masks = layout.split(genes.scores), layout.split(mask)
     network = replace(evaluator.network, layout=layout)
-    correlated = isinstance(evaluator.forward_mode, RepairedForward)
+    correlated = correlated or isinstance(evaluator.forward_mode, RepairedForward)
     for name in moments.keys() & changed:
         groups = input_groups(network, name)
         task = RefineLayer(name, moments[name], layers[name], masks[name], groups, correlated)

@@ -18,7 +18,7 @@ from gaprune.evaluation.evaluator import Evaluator, ValidationScore
 from gaprune.evolution.genome import Genes, to_storage
 from gaprune.evolution.gradient import refine
 from gaprune.evolution.operators import find_crossover, find_mutation
-from gaprune.evolution.swap_refinement import refine_by_swaps
+from gaprune.evolution.swap_refinement import CORRELATED, refine_by_swaps
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import pack, unpack
 from gaprune.profiling import profiled
@@ -54,7 +54,7 @@ class BreedTask:
     @property
     def kind(self) -> str:
         """Tasks of one kind take about the same time, from which workers predict timeouts."""
-        swaps = ", swaps" if self.variation.swaps else ""
+        swaps = f", {self.variation.swaps}" if self.variation.swaps else ""
         return f"Breed, {self.variation.steps} steps, rung {self.rung}{swaps}"
 
     def run(self, evaluator: Evaluator) -> BreedResult:
@@ -86,7 +86,8 @@ class BreedTask:
         if variation.keep is not None:
             genes = replace(genes, keep=variation.keep, counts=None)
         if variation.swaps:
-            genes = refine_by_swaps(genes, self.parents[0], evaluator, generator)
+            correlated = variation.swaps == CORRELATED
+            genes = refine_by_swaps(genes, self.parents[0], evaluator, generator, correlated)
         if genes.scores is parents[0].scores:  # unchanged: share the parent's memory
             return genes.with_scores(self.parents[0].scores)
         return genes

@@ -29,15 +29,16 @@ class Variation:
     crossover: str | None = None  # key of `CROSSOVERS`; None: a copy of the first parent
     mutation: str | None = None  # key of `MUTATIONS`
     options: tuple[tuple[str, Any], ...] = ()  # keyword arguments of the mutation
-    swaps: bool = False  # whether swaps refine what the operators have changed
     refinement: Refinement | None = None  # gradient steps after the mutation
     keep: int | None = None  # new budget, under one ranking over all layers; None: the parent's
+    # what refines the layers that the operators have changed, before gradient steps: `Preset.swaps`
+    swaps: str | None = None
 
     @property
     def origin(self) -> str:
         """The operators, joined by `+`: the origin of the child."""
-        steps = {"swaps": self.swaps, "gradient": self.refinement}
-        names = (self.crossover, self.mutation, *(name for name, step in steps.items() if step))
+        steps = "gradient" if self.refinement else None
+        names = (self.crossover, self.mutation, self.swaps, steps)
         return "+".join(filter(None, names)) or "copy"
 
     @property

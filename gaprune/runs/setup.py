@@ -39,6 +39,7 @@ from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
 from gaprune.evolution.search_plan import SearchLimits, SearchPlan
+from gaprune.evolution.swap_refinement import CORRELATED, SWAPS
 from gaprune.evolution.tasks import derive_seed
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout
@@ -443,6 +444,14 @@ def _teacher_batch(target: Target, samples: Samples) -> TeacherBatch:
     return TeacherBatch(inputs, batched_forward(target.model, inputs), labels)
 
 
+def _density_swaps(resolved: ResolvedSettings) -> str | None:
+    """Return the first of the initial criteria whose swaps can refine children."""
+    if resolved.units is not None:
+        return None
+    stated = resolved.settings.initial_criteria or ()
+    return next((name for name in stated if name in (SWAPS, CORRELATED)), None)
+
+
 def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
     """Translate resolved settings into the plan of the search."""
     settings, preset, layout = resolved.settings, resolved.preset, resolved.layout
@@ -479,7 +488,7 @@ def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
         keep=keep_total(layout, settings.sparsity),
         most=keep_total(layout, sparsest) if settings.pareto else None,
         density_search=density_search,
-        density_swaps="swaps" in (settings.initial_criteria or ()) and resolved.units is None,
+        density_swaps=_density_swaps(resolved),
         warmup=warmup,
         group=GROUP if grouped else 1,
     )
