@@ -11,7 +11,7 @@ from repair_networks import Perceptron, calibration_for, target_of
 from torch import Tensor, nn
 
 from gaprune import InputOptions, prune
-from gaprune.criteria.conditional import conditional, conditional_loss
+from gaprune.criteria.conditional import TRIED, conditional, conditional_loss
 from gaprune.errors import InputError
 from gaprune.models.patterns import channel_groups, channels_of
 from gaprune.models.target import Target, target_from_module
@@ -73,6 +73,22 @@ def test_a_convolution_is_fitted_to_patches() -> None:
     outputs = target.model[2](hidden).movedim(1, -1).reshape(-1, 4)  # type: ignore[index]
     order = order_of(patches, outputs / outputs.std(0), 4)
     assert ranks(target, inputs)[0].argsort().tolist()[:4] == order
+
+
+def test_losses_of_a_group_are_scaled_to_the_change_of_the_outputs() -> None:
+    """Without half of its channels, others fitted and moments repaired, per multiply-add."""
+    target = target_of(Perceptron, (6,))
+    model, inputs = target.model, calibration_for(target, TRIED)
+    hidden = torch.tanh(model.fc2(torch.tanh(model.fc1(inputs))))  # type: ignore[operator]
+    outputs = model.fc3(hidden).detach()  # type: ignore[operator]
+    losses = conditional_loss(target, inputs, channels_of(target))[12:]
+    features = hidden[:, losses.argsort()[4:]].detach()
+    features, centred = features - features.mean(0), outputs - outputs.mean(0)
+    fit = features @ torch.linalg.lstsq(features, centred).solution
+    fit *= centred.std(0) / fit.std(0)
+    change = (fit - centred).square().mean() / centred.square().mean()
+    macs = TRIED * 4
+    assert float(losses.sort().values[:4].sum()) * macs == pytest.approx(float(change), rel=0.02)
 
 
 @pytest.mark.parametrize("kind", [Residual, Separable, Joined])

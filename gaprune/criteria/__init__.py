@@ -140,7 +140,7 @@ _UNIT_ROWS = (
         conditional_loss,
         CHANNEL,
         "the same",
-        "the same, weighted by what noise there does to the outputs, per multiply-add",
+        "the same per multiply-add, scaled to what half of a group does to the outputs",
     ),
     (
         reap,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from gaprune.masks.units import ChannelUnits
 from gaprune.models.channel_layers import channel_axis
 from gaprune.models.channel_readers import ChannelReaders, find_readers, reader_samples
 from gaprune.models.channel_slicing import input_axis, num_inputs
+from gaprune.models.forward import functional_call
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
 
@@ -32,6 +33,7 @@ BATCH = 64  # inputs per forward pass
 ENTRIES = 1 << 20  # of the patches of a layer and batch
 SENSED = 32  # inputs on which noise is followed to the outputs
 NOISE = 0.1  # its variance, of the layer's outputs
+TRIED = 128  # inputs on which the outputs without half of a group's channels are compared
 LEAST = 1e-12  # loss without a channel
 TIE = 1e-6  # least relative difference of scores in a group
 
@@ -58,15 +60,23 @@ def conditional_loss(
     without c (Hassibi and Stork 1993, eq. 5, for channels), a fraction of the layer's, summed over
     layers. Channels of a group are removed one by one, the cheapest first: Σ is conditioned on
     those that are left, and their weights take over what they can express. The score is the loss
-    at its removal, weighted by what the same noise in the layer's outputs does to the network's,
-    over the multiply-adds of the weights that read the channel: one threshold serves all groups.
+    at its removal over the multiply-adds of the weights that read the channel. The losses of
+    a group are scaled to the squared change of the network's outputs without half of its channels:
+    one threshold serves all groups.
     """
-    return _scores(network, calibration, units).float()
+    return _scores(network, calibration, units, TRIED).float()
 
 
-def _scores(network: DenseNetwork, calibration: Tensor | None, units: ChannelUnits) -> Tensor:
+def _scores(
+    network: DenseNetwork,
+    calibration: Tensor | None,
+    units: ChannelUnits,
+    tried: int = 0,
+) -> Tensor:
     readers = find_readers(network.model, units)
-    layers = _measured(network, calibration, readers)
+    reads, trial = _measured(network, calibration, readers), None
+    if tried:
+        trial = _Outputs.of(network.model, next(batches(network, calibration, tried)), readers)
     unit_of = {
         name.rpartition(".")[0]: indices.units[1]
         for name, indices in zip(units.weights.names, units.indices, strict=True)
@@ -75,26 +85,36 @@ def _scores(network: DenseNetwork, calibration: Tensor | None, units: ChannelUni
     for part in units.layout.slices:
         check_time()
         cells = []
-        for layer, tables in layers.items():
-            for channels, inverse, weights, macs in tables:
-                local = unit_of[layer][channels] - part.start  # type: ignore[index]
-                inside = (local >= 0) & (local < part.stop - part.start)
-                if inside.any():
-                    cells.append(_Cell(inverse.clone(), weights.clone(), macs, local, inside))
-        scores[part] = _eliminated(cells, part.stop - part.start)
+        for read in reads:
+            local = unit_of[read.layer][read.table[0]] - part.start  # type: ignore[index]
+            inside = (local >= 0) & (local < part.stop - part.start)
+            if inside.any():
+                cells.append(_Cell(read, read.inverse.clone(), read.weights.clone(), local, inside))
+        scores[part] = _eliminated(cells, part.stop - part.start, trial)
     return scores
 
 
-@dataclass(eq=False)
-class _Cell:
-    """The inputs of a layer at every position, and what reads them.
+class _Read(NamedTuple):
+    """The inputs of a layer at every position, and what reads them, in the dense network.
 
     A channel is `block` inputs, as many as the kernel of a convolution has entries.
     """
 
-    inverse: Tensor  # Σ⁻¹ of what is left, `[positions, channels, block, channels, block]`
-    weights: Tensor  # fitted to the outputs, `[positions, channels, block, outputs]`
+    layer: str
+    table: Tensor  # of `ChannelReaders`, `[positions, channels]`
+    inverse: Tensor  # Σ⁻¹, `[positions, channels, block, channels, block]`
+    weights: Tensor  # times `scale`, `[positions, channels, block, outputs]`
+    scale: Tensor  # `[outputs]`
     macs: float  # of one channel
+
+
+@dataclass(eq=False)
+class _Cell:
+    """The same for what is left."""
+
+    dense: _Read
+    inverse: Tensor
+    weights: Tensor  # fitted to the dense outputs
     local: Tensor  # channel of the group of every channel, `[channels]`
     inside: Tensor  # whether it belongs to the group
 
@@ -119,24 +139,30 @@ class _Cell:
             self.weights[:, index] = 0
 
 
-def _eliminated(cells: list[_Cell], count: int) -> Tensor:
-    """Return the loss at the removal of every channel per multiply-add, ascending, on the CPU."""
-    macs = sum(cell.macs * float(cell.inside.sum()) for cell in cells) / count
-    scores, last = torch.zeros(count, dtype=torch.float64), LEAST
-    for _ in range(count):
+def _eliminated(cells: list[_Cell], count: int, trial: _Outputs | None) -> Tensor:
+    """Return the loss at the removal of every channel per multiply-add, ascending, on the CPU.
+
+    A `trial` without half of the channels scales all of them.
+    """
+    unit = 1 / sum(cell.dense.macs * float(cell.inside.sum()) for cell in cells) * count
+    scores, last, total = torch.zeros(count, dtype=torch.float64), LEAST, 0.0
+    for number in range(1, count + 1):
         losses = sum((cell.losses(count).cpu() for cell in cells), torch.zeros_like(scores))
         channel = int(torch.where(scores == 0, losses, torch.inf).argmin())
         last = max((1 + TIE) * last, float(losses[channel]))
-        scores[channel] = last / macs
+        scores[channel] = last
+        total += last
         for cell in cells:
             cell.remove(channel)
-    return scores
+        if trial is not None and number == max(1, count // 2):
+            unit *= (trial.change_by(cells) + LEAST) / total
+    return scores * unit
 
 
 def _measured(
     network: DenseNetwork, calibration: Tensor | None, readers: ChannelReaders
-) -> dict[str, list[tuple[Tensor, Tensor, Tensor, float]]]:
-    """Return per layer and table: channels, Σ⁻¹ and weights of the dense network, and MACs."""
+) -> list[_Read]:
+    """Return what layers read, table by table."""
     macs: dict[str, float] = {}
     sums: dict[str, list[list[Tensor]]] = {layer: [] for layer in readers}
 
@@ -167,9 +193,9 @@ def _measured(
         for batch in batches(network, calibration, BATCH):
             network.model(batch)
     noise = _noise_gains(network.model, batches(network, calibration, SENSED), readers)
-    measured: dict[str, list[tuple[Tensor, Tensor, Tensor, float]]] = {}
+    measured = []
     for layer, tables in readers.items():
-        module, rows = network.model.get_submodule(layer), []
+        module = network.model.get_submodule(layer)
         matrix = module.get_parameter("weight").detach().movedim(input_axis(module), 0).double()
         for table, (number, total, products) in zip(tables, sums[layer], strict=False):
             mean = total / number
@@ -185,12 +211,73 @@ def _measured(
             spread = ((covariance @ flat) * flat).sum((0, 1)).view(matrix.shape[1], -1).sum(1)
             scale = (len(spread) * spread + torch.finfo(spread.dtype).tiny).rsqrt()
             scale *= noise[layer] ** 0.5
-            read *= scale.repeat_interleave(read.shape[-1] // len(scale))
+            scale = scale.repeat_interleave(read.shape[-1] // len(scale))
             inverse = torch.linalg.inv(covariance)
             inverse = inverse.view(positions, channels, block, channels, block)
-            rows.append((table[0], inverse, read, positions * macs[layer]))
-        measured[layer] = rows
+            each = positions * macs[layer]
+            measured.append(_Read(layer, table, inverse, read * scale, scale, each))
     return measured
+
+
+class _Outputs(NamedTuple):
+    """What the dense network computes."""
+
+    model: nn.Module
+    inputs: Tensor
+    dense: Tensor
+    variance: float
+    moments: dict[str, tuple[Tensor, Tensor]]  # mean and standard deviation of layers' outputs
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, inputs: Tensor, layers: Iterable[str]) -> _Outputs:
+        """Run the network on inputs `[N, …]`."""
+        moments: dict[str, tuple[Tensor, Tensor]] = {}
+
+        def record(layer: str, module: nn.Module, _args: object, output: Tensor) -> None:
+            moments[layer] = _moments(module, output)
+
+        with ExitStack() as hooks:
+            for layer in layers:
+                hook = model.get_submodule(layer).register_forward_hook(partial(record, layer))
+                hooks.enter_context(hook)
+            dense = model(inputs)
+        variance = float((dense - dense.mean(0)).square().mean()) + LEAST
+        return cls(model, inputs, dense, variance, moments)
+
+    def change(self, weights: Mapping[str, Tensor]) -> float:
+        """Return the squared change of the outputs by these weights, relative to the variance."""
+        outputs = functional_call(self.model, weights, (self.inputs,))
+        return float((outputs - self.dense).square().mean()) / self.variance
+
+    @torch.no_grad()
+    def change_by(self, cells: Iterable[_Cell]) -> float:
+        """Return the change by fitted weights; the moments of layers' outputs are repaired."""
+        weights: dict[str, Tensor] = {}
+
+        def repair(layer: str, module: nn.Module, _args: object, output: Tensor) -> Tensor:
+            (mean, spread), (expected, scale) = _moments(module, output), self.moments[layer]
+            repaired: Tensor = (output - mean) * (scale / (spread + LEAST)) + expected
+            return repaired
+
+        with ExitStack() as hooks:
+            for read, fitted in ((cell.dense, cell.weights) for cell in cells):
+                module, name = self.model.get_submodule(read.layer), f"{read.layer}.weight"
+                if name not in weights:
+                    weights[name] = module.get_parameter("weight").detach().clone()
+                    hook = module.register_forward_hook(partial(repair, read.layer))
+                    hooks.enter_context(hook)
+                matrix = weights[name].movedim(input_axis(module), 0)
+                rows = (fitted / read.scale).mT.reshape(matrix[read.table].shape)
+                matrix[read.table] = rows.to(matrix)
+            return self.change(weights)
+
+
+def _moments(module: nn.Module, output: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of every channel."""
+    axis = channel_axis(module, output)
+    others = [dim for dim in range(output.ndim) if dim != axis]
+    return output.mean(others, keepdim=True), output.std(others, correction=0, keepdim=True)
 
 
 @torch.no_grad()
@@ -201,14 +288,10 @@ def _noise_gains(
 
     Both relative to the outputs' variances, on the first batch.
     """
-    batch, gains = next(inputs), dict[str, float]()
-    dense = model(batch)
-    variance = float((dense - dense.mean(0)).square().mean()) + LEAST
+    outputs, gains = _Outputs.of(model, next(inputs), ()), dict[str, float]()
 
     def disturb(module: nn.Module, _args: object, output: Tensor) -> Tensor:
-        axis = channel_axis(module, output)
-        others = [dim for dim in range(output.ndim) if dim != axis]
-        spread = output.std(others, correction=0, keepdim=True)
+        axis, spread = channel_axis(module, output), _moments(module, output)[1]
         # the same at every position: pooling averages other noise away, but not what is missing
         shape = [output.shape[dim] if dim in (0, axis) else 1 for dim in range(output.ndim)]
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -217,9 +300,8 @@ def _noise_gains(
 
     for layer in layers:
         hook = model.get_submodule(layer).register_forward_hook(disturb)
-        change = float((model(batch) - dense).square().mean())
+        gains[layer] = outputs.change({}) / NOISE + LEAST
         hook.remove()
-        gains[layer] = change / variance / NOISE + LEAST
     return gains
 
 
