@@ -23,7 +23,7 @@ LARGE_MACS = 1 << 28  # multiply-adds per input of a large network
 # Inputs per forward pass of a large network: the activations fit into blocks that the heap keeps
 # (`keep_heap`). With 64, EfficientNet-Lite0 spent most of the time in the kernel.
 LARGE_BATCH = 4
-QUICK_INPUTS = 8  # per generator, for an estimate
+QUICK_INPUTS = 6  # per generator, for an estimate
 
 
 class _Weighing(NamedTuple):

@@ -43,7 +43,7 @@ from gaprune.workers.serial import torch_threads
 NUM_ROUNDS, NUM_STEPS = 3, 8  # of every measurement; the fastest round counts
 # Multiply-adds of all measurements: seconds on one core. A network that would need more is measured
 # once, on so few inputs, and the times are scaled up.
-MEASURED_MACS, FEWEST, FEW_STEPS = 1.5e10, 4, 1
+MEASURED_MACS, FEWEST, FEW_STEPS = 1e10, 4, 1
 PASSES = 3  # forward and backward pass of a gradient step, in forward passes
 _MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes per unit of getrusage
 

@@ -56,6 +56,8 @@ class BatchNormRecorder:
         self._norms = batchnorms(model)
         self._records: list[tuple[nn.Module, Tensor]] = []
         self._hooks = ExitStack()
+        self._passed: list[nn.Module] = []  # the norms whose `_statistics` are known
+        self._statistics: TrainingStatistics | None = None
 
     def __enter__(self) -> Self:
         for norm in self._norms:
@@ -83,7 +85,10 @@ class BatchNormRecorder:
                 "forward pass of this network; use --calibration=impressions"
             )
         moments = torch.cat([moments for _, moments in records], 1)
-        return moments, _training_statistics([norm for norm, _ in records])
+        passed = [norm for norm, _ in records]
+        if self._statistics is None or passed != self._passed:  # mostly the same in every pass
+            self._passed, self._statistics = passed, _training_statistics(passed)
+        return moments, self._statistics
 
 
 class ChunkedMoments:
