@@ -31,7 +31,7 @@ FETCH_TIMEOUT = 120.0  # seconds after which a genome counts as lost
 LOST_ARGUMENT = (ray.exceptions.ObjectLostError, ray.exceptions.GetTimeoutError)
 
 
-class Call(NamedTuple):
+class RunningTask(NamedTuple):
     """A task that an actor is running, its queue, and the reference of its future genome."""
 
     pending: PendingTask
@@ -45,7 +45,7 @@ class Slot:
 
     actor: Any = None
     node: str = ""  # id of the node that the actor is on
-    call: Call | None = None  # None while it loads the evaluator or is idle
+    call: RunningTask | None = None  # None while it loads the evaluator or is idle
     since: float = 0.0  # when the call, or loading, began
     failed_starts: int = 0  # in a row
     retry_at: float = 0.0  # no start before this time
@@ -162,7 +162,7 @@ class RayWorkers:
                 reference, genome = slot.actor.breed.remote(message, *parents)
             else:
                 reference, genome = slot.actor.run.remote(message), None
-            slot.call, slot.since = Call(pending, task_queue, genome), now
+            slot.call, slot.since = RunningTask(pending, task_queue, genome), now
             self._busy[reference] = self.idle.pop()
 
     def _wait(self, task_queue: TaskQueue, part: str = WAITING) -> list[Any]:
@@ -227,7 +227,7 @@ class RayWorkers:
             call.task_queue.succeed(call.pending, answer.result)
 
     def _call_failed(
-        self, slot: Slot, call: Call, error: BaseException, task_queue: TaskQueue
+        self, slot: Slot, call: RunningTask, error: BaseException, task_queue: TaskQueue
     ) -> None:
         """Raise what the task raised; try it again if the machine is the cause."""
         if isinstance(error, LOST_ARGUMENT):
@@ -243,7 +243,7 @@ class RayWorkers:
         elif call.task_queue is task_queue:  # else a task of an earlier run, which has raised
             raise error
 
-    def _retry(self, slot: Slot, call: Call, why: str) -> None:
+    def _retry(self, slot: Slot, call: RunningTask, why: str) -> None:
         # The cluster notices that a node is lost after some 17 s.
         node_works = any(node["NodeID"] == slot.node and node["Alive"] for node in ray.nodes())
         attempt = FailedAttempt(why, slot.node, counts=node_works)
@@ -352,7 +352,7 @@ class RayWorkers:
             no_room = cpus < self._options.threads or gpus < self._options.gpus
             self._start_failed(slot, error, hopeless=no_room)
 
-    def _replace(self, slot: Slot, call: Call, why: str) -> None:
+    def _replace(self, slot: Slot, call: RunningTask, why: str) -> None:
         """Kill an actor that was running a task; the slot gets another one at once."""
         self._add_time(slot, LOST)
         self._kill(slot)
