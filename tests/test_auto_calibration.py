@@ -254,8 +254,7 @@ def test_an_estimate_chooses_as_the_measurement(
 ) -> None:
     """Near the limit, a dry run measures as many inputs as a run; else a few inputs are enough."""
     monkeypatch.setattr("gaprune.calibration.domain_fit.MEASURED_MACS", 1)
-    model = Counted()
-    target = target_from_module(model, inputs=InputOptions((1, 8, 8), range=(0, 1)))
+    target = target_from_module(Counted(), inputs=InputOptions((1, 8, 8), range=(0, 1)))
     limit = limit_of_divergence * mixture_fitter(target).fit().divergence
     monkeypatch.setattr("gaprune.calibration.auto.MAX_DIVERGENCE", limit)
     model = target.model
