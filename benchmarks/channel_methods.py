@@ -38,6 +38,7 @@ class Case:
         sparsity: fraction of the MACs removed.
         width_multiple: layer widths are multiples of it.
         search: settings of the search.
+        criterion: the one-shot criterion of `gaprune` in benchmarks/peers.py.
         rounds: rounds of slimming.
         epochs: epochs of fine-tuning per round.
     """
@@ -45,6 +46,7 @@ class Case:
     sparsity: float
     width_multiple: int = 1
     search: Mapping[str, Any] = field(default_factory=dict)
+    criterion: str = "conditional"
     rounds: int = 3
     epochs: float = 0.5
 

@@ -171,8 +171,12 @@ def _mct_images(mct: Any, target: Target) -> Tensor:  # noqa: ANN401
     return images.view(-1, *target.inputs.shape)
 
 
+def _gaprune(target: Target, case: Case, seed: int) -> ChannelPruned:
+    return searched(target, case, seed, method=case.criterion, compensate=True)
+
+
 TOOLS: dict[str, tuple[str, Method]] = {
-    "gaprune": ("gaprune", partial(searched, method="conditional", compensate=True)),
+    "gaprune": ("gaprune", _gaprune),
     "neuron-merging": ("gaprune", partial(compared, "neuron-merging")),
     "folding": ("gaprune", partial(compared, "folding")),
     "structured-l1-repaired": ("gaprune", partial(compared, "structured-l1-repaired")),
