@@ -143,6 +143,15 @@ def test_a_checkpoint_that_contains_itself_is_refused(tmp_path: Path) -> None:
         load_state(tmp_path / "state.pt")
 
 
+def test_a_damaged_name_in_an_archive_is_an_error_of_gaprune(tmp_path: Path) -> None:
+    """Python's reader of archives raises another type for it than for other damage."""
+    path = tmp_path / "state.pt"
+    torch.save({"a": torch.zeros(2)}, path)
+    path.write_bytes(path.read_bytes().replace(b"data.pkl", b"\xf1ata.pkl"))
+    with pytest.raises(InputError, match="damaged"):
+        load_state(path)
+
+
 def test_half_a_million_tensors_are_refused(tmp_path: Path) -> None:
     """Their names alone take seconds."""
     entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}

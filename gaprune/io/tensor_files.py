@@ -92,7 +92,9 @@ def is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.split("/")[1:] == ["constants.pkl"] for name in archive.namelist())
-    except zipfile.BadZipFile:  # no archive, or a damaged one
+    except OSError:
+        raise
+    except Exception:  # noqa: BLE001 - no archive, or a damaged one, which can raise any type
         return False
 
 
