@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from gaprune import InputOptions, Result, load_masks, prune, save_run
 from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
-from gaprune.io.manifest import sealed
+from gaprune.io.manifest import SEAL, sealed
 from gaprune.io.run_files import FILES, RESULT_SCHEMA, read_record
 from gaprune.io.serialization import to_json
 from gaprune.runs.job import PruneJob, make_job
@@ -297,6 +297,33 @@ def test_the_result_of_an_older_version_is_refused(
     for read in (read_record, read_status):
         with pytest.raises(InputError, match=rf"gaprune 0\.2\.0.*{RESULT_SCHEMA}"):
             read(path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"sparsity": {"asked": 0.5}},
+        {"macs": {"dense": "many", "kept": 1}},
+        {"agreement": {"calibration": None, "validation": 0.5}},
+        {"accuracy": {"dense": 0.5}},
+        {"latency": 3},
+        {"perplexity": {"dense": 3.0}},
+        {"warnings": "none"},
+        {"front": [{"sparsity": 0.5}]},
+        {"profile": 1},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_a_value_of_another_type_is_refused_by_name(
+    changed: dict[str, Any], result: Result, tmp_path: Path
+) -> None:
+    """Also where somebody who edited the file made its hash right again."""
+    path = save_run(result, tmp_path / "run") / "result.json"
+    record = json.loads(path.read_text()) | changed
+    record.pop(SEAL)
+    path.write_text(json.dumps(sealed(record)))
+    with pytest.raises(InputError, match=next(iter(changed))):
+        read_record(path.parent)
 
 
 def test_equal_results_are_saved_as_equal_bytes(result: Result, tmp_path: Path) -> None:

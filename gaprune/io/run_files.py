@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,56 @@ class _Entry:
 
 
 @dataclass(frozen=True)
+class _Sparsity:
+    asked: float
+    actual: float
+
+
+@dataclass(frozen=True)
+class _Macs:
+    dense: int | None
+    kept: int | None
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    calibration: float
+    validation: float
+
+
+@dataclass(frozen=True)
+class _Accuracy:
+    dense: float | None
+    pruned: float | None
+
+
+@dataclass(frozen=True)
+class _Perplexity:
+    dense: float
+    pruned: float
+
+
+@dataclass(frozen=True)
+class _Latency:
+    asked: float
+    predicted: float | None
+    measured: float | None
+    speed_up: tuple[float, float, float] | None
+    dense_ms: float
+    compact_ms: float
+    runtime: str
+    batch: int
+    threads: int
+    budget_macs: float
+
+
+@dataclass(frozen=True)
+class _Point:
+    sparsity: float
+    validation: float
+
+
+@dataclass(frozen=True)
 class _Record:
     """The types in `result.json` on which its readers rely."""
 
@@ -63,19 +113,19 @@ class _Record:
     method: str
     preset: str | None
     made_by: str
-    sparsity: dict[str, float]
+    sparsity: _Sparsity
     budget: str
-    macs: dict[str, int | None]
+    macs: _Macs
     layers: list[LayerCount]
-    agreement: dict[str, float]
-    accuracy: dict[str, float | None]
+    agreement: _Agreement
+    accuracy: _Accuracy
     baselines: dict[str, BaselineScore]
     best_baseline: str | None
     gain: float | None
     provenance: Provenance
     repaired: _Repaired | None
-    front: list[dict[str, float]]
-    trials: list[dict[str, float | bool | None]]
+    front: list[_Point]
+    trials: list[_Point]
     stopped: str
     evaluations: int
     seconds: float
@@ -86,6 +136,10 @@ class _Record:
     config_sha256: str
     parameters: int | None = None  # not in every record of schema 2, as the following
     compensated: _Repaired | None = None
+    latency: _Latency | None = None
+    perplexity: _Perplexity | None = None
+    warnings: list[str] = field(default_factory=list)
+    profile: dict[str, Any] | None = None
 
 
 _RECORD, _GENERATION = TypeAdapter(_Record), TypeAdapter(Generation)
