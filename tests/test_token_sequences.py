@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gaprune.calibration.calibration_set import make_calibration_set
+from gaprune.calibration.generator_choice import shares_by_name
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.sentences import CLOSED, OPEN_CLASSES, word_classes
 from gaprune.calibration.generators.token_sequences import TOKENS, embedding_neighbours, like_text
@@ -199,7 +200,10 @@ def test_sentences_fill_texts_that_cannot_be_padded() -> None:
     assert TOKENS["sentences"](english(padding=None), 50, seeded())[:, -1].eq(2).all()
     spec = spec_of(embedding=table(), words={"haus": 11, "baum": 12})
     assert torch.equal(*(TOKENS[name](spec, 20, seeded()) for name in ("sentences", "topics")))
-    assert like_text(english()) == ("sentences", "topics")
+    names = like_text(english())
+    assert names == ("sentences", "zipf-bursts", "topics")
+    shares = shares_by_name((), dict.fromkeys(names, 0.0), names[1])
+    assert shares == {"sentences": 0.5, "topics": 0.5}
     assert like_text(spec) == LIKE_TEXT
 
 

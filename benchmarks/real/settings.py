@@ -69,7 +69,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "batch": 16,
     },
     "minilm": {  # outputs are embeddings; the search ends with the best of these masks
-        "calibration": ["sentences"],
+        "calibration": ["sentences", "topics"],
         "initial_criteria": ["lamp-wanda-rows", "swaps"],
         "objective": "relative-error",
         "calibration_count": 1536,

@@ -49,9 +49,9 @@ def choose_generators(
 
     With inversion, the mixture that comes nearest to the stored BatchNorm statistics is used: as
     starting points, and beside the inverted inputs. Otherwise the mutual information decides.
-    Exception: if the rank order of a vocabulary is known, `sentences` are used for the search and
-    `topics` for validation, because token networks often output embeddings, not classes. For a
-    vocabulary that is not English, these are `topics` and `zipf-bursts`.
+    Exception: if the rank order of a vocabulary is known, `topics` are used for the search, for an
+    English one with as many `sentences`, and `zipf-bursts` for validation, because token networks
+    often output embeddings, not classes.
 
     `validation` is the value of `--validation`; `held_out` says that the validation inputs are a
     part of a file. `generator` draws the inputs on which the mutual information is measured.

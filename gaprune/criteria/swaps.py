@@ -46,20 +46,21 @@ def swaps(
 ) -> Tensor:
     """Refine a one-shot mask by swaps that lower the squared error of its rows' outputs.
 
-    The mask is that of `lamp` or `lamp-wanda-rows`. For networks that take tokens it may also be
-    that of `wanda-rows`, at equal counts or at those of `block_wanda_rows`. It is whichever brings
+    The mask is that of `lamp` or `lamp-wanda-rows`. For causal language models, whose own texts are
+    of their domain, it may also be that of `wanda-rows`, at equal counts or at those of
+    `block_wanda_rows`. It is whichever brings
     the network's outputs on calibration inputs closest to the dense ones. See `refined_scores`.
     """
     assert calibration is not None  # `score_with` has checked it
     density = DENSITY if density is None else density
     inputs = calibration[:1].to(network.device)
-    values = batched_forward(network.model, inputs).numel()
-    count = min(COMPARED, OUTPUTS // values)
+    outputs = batched_forward(network.model, inputs)
+    count = min(COMPARED, OUTPUTS // outputs.numel())
     bases: list[Callable[[], Tensor]] = [
         partial(lamp, network),
         partial(lamp_wanda_rows, network, calibration),
     ]
-    if network.inputs.kind == "tokens":
+    if network.inputs.kind == "tokens" and outputs.ndim == LOGITS:
         count = min(count, TOKENS // inputs.numel())
         few = _Damage.on(network, calibration[: max(1, count // FEWER)])
         bases.append(partial(wanda_rows, network, calibration))

@@ -120,8 +120,12 @@ UNRANKED = ("uniform", "zipf-bursts")  # with random ranks, `topics` leads to wo
 
 
 def like_text(spec: InputSpec) -> tuple[str, ...]:
-    """Return the generators that resemble text most for a vocabulary with known ranks."""
-    return (SENTENCES, LIKE_TEXT[0]) if _classes_of(spec) else LIKE_TEXT
+    """Return the generators for a vocabulary with known ranks; the second one validates.
+
+    English is made of `sentences` and `topics`: masks for sentences alone keep the embeddings, but
+    less of the differences between them, which rare words make.
+    """
+    return (SENTENCES, *LIKE_TEXT[::-1]) if _classes_of(spec) else LIKE_TEXT
 
 
 def is_ranked(spec: InputSpec) -> bool:
