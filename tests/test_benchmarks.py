@@ -25,7 +25,7 @@ from benchmarks.cluster.actor_speed import measure_black_box
 from benchmarks.cluster.fault_case import Row as FaultRow
 from benchmarks.cluster.memory import measure_memory
 from benchmarks.cluster.utilisation import SleepingActors, measure_utilisation
-from benchmarks.exports import standalone
+from benchmarks.exports import standalone, two_of_four
 from benchmarks.exports.export_case import Case, Context, run_at
 from benchmarks.exports.two_of_four import groups_of
 from benchmarks.networks import RealNetwork
@@ -46,9 +46,11 @@ from benchmarks.search_speed.original_algorithm import subnet
 from benchmarks.search_speed.original_comparison import Workload, measure_candidates, original_of
 from benchmarks.search_speed.overhead import measure_overhead
 from benchmarks.search_speed.timed_search import SearchProblem
+from gaprune.config import make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.models.target import load_target
 from gaprune.models.zoo import mnist
+from gaprune.runs.setup import check_settings
 
 Capture = pytest.CaptureFixture[str]
 SMALL_SEARCH = {
@@ -358,6 +360,12 @@ def test_every_optimizer_returns_a_mask(name: str) -> None:
 
 
 # files
+
+
+@pytest.mark.parametrize("case", two_of_four.CASES, ids=lambda case: f"{case.part} {case.name}")
+def test_settings_of_the_comparison_at_2_4_are_possible(case: Case) -> None:
+    """No one-shot method is given what only a search takes."""
+    check_settings(make_settings(case.made_of))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from benchmarks.isolated_process import run_isolated
 from benchmarks.networks import open_network
 from benchmarks.networks.real_network import data_path
 from benchmarks.networks.scoring import accuracy, outputs_of
+from benchmarks.real.methods import usable_settings
 from benchmarks.real.settings import SETTINGS
 from gaprune.cli.console import Monitor
 from gaprune.config import EVOLVED, make_settings
@@ -99,7 +100,8 @@ def _in_process(network: str, settings: Mapping[str, Any], context: Context) -> 
 
 
 def _case(network: str, method: str) -> Case:
-    settings = {**SEARCH_SETTINGS[network], "pattern": PATTERN, "method": method, "seed": 0}
+    settings = usable_settings(SEARCH_SETTINGS[network], searches=method == EVOLVED)
+    settings |= {"pattern": PATTERN, "method": method, "seed": 0}
     return Case(f"{network}-{PATTERN}", method, partial(_in_process, network, settings), settings)
 
 

@@ -75,3 +75,8 @@ METHODS: dict[str, Method] = {
     **{name: Method(name) for name in ONE_SHOT},
     **{f"{name}-repair": Method(name, REPAIR) for name in REPAIRED},
 }
+
+
+def usable_settings(settings: Mapping[str, Any], *, searches: bool) -> dict[str, Any]:
+    """Return settings without those that a one-shot criterion ignores, unless a run searches."""
+    return {name: value for name, value in settings.items() if searches or name not in SEARCH_ONLY}

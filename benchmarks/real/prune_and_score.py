@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from benchmarks.isolated_process import peak_mb
 from benchmarks.networks.real_network import RealNetwork
-from benchmarks.real.methods import METHODS, SEARCH_ONLY
+from benchmarks.real.methods import METHODS, usable_settings
 from benchmarks.real.rows import Key, Row
 from benchmarks.real.settings import UNLABELLED
 from gaprune.calibration.inversion.synthesis import INVERTING
@@ -80,11 +80,8 @@ class Listener(Monitor):
 def settings_of(case: Case, key: Key) -> dict[str, Any]:
     """Return the settings of a row; a proxy file is named relative to the folder of rows."""
     method = METHODS[key.method]
-    settings = {
-        name: value
-        for name, value in {**case.settings, **case.overrides.get(key.method, {})}.items()
-        if method.searches or name not in SEARCH_ONLY
-    }
+    stated = {**case.settings, **case.overrides.get(key.method, {})}
+    settings = usable_settings(stated, searches=method.searches)
     if (level := _file_level(case, key)) is not None:
         settings["calibration"] = [f"{level}:{PROXIES}/{key.network}.safetensors"]
     return {
