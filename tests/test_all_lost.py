@@ -99,7 +99,7 @@ def test_a_run_whose_workers_all_die_keeps_a_checkpoint_and_goes_on(
     monkeypatch.setattr(base, "RetryPolicy", partial(RetryPolicy, first_wait=0.01))
     notes, folder = tmp_path / "notes", tmp_path / "run"
     killing = Killing(notes)
-    with pytest.raises(GapruneError, match=r"all 2 .*locked.*gaprune resume .*run"):
+    with pytest.raises(GapruneError, match=r"all 2 .*locked.*gaprune\.resume\(.*run"):
         prune(network(notes), out=folder, workers=2, observer=killing, **SETTINGS)
     assert killing.last > 1
     (notes / "locked").unlink()
