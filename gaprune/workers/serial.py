@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import torch
 
+from gaprune.models.subnormal_numbers import subnormals_as_zero
 from gaprune.models.time_limit import TimeIsUp, check_time
 from gaprune.profiling import OTHER, profiled
 from gaprune.workers.device import CPU, move_evaluator, on_device
@@ -33,7 +34,12 @@ class SerialWorkers:
         keep_heap()
         results = []
         # OTHER: time of a task outside all named parts counts as on Ray workers
-        with torch_threads(self._threads), on_device(self._device), profiled(OTHER):
+        with (
+            subnormals_as_zero(),
+            torch_threads(self._threads),
+            on_device(self._device),
+            profiled(OTHER),
+        ):
             try:
                 for task in tasks:
                     check_time()
