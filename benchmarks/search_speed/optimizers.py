@@ -51,7 +51,8 @@ def gaprune(preset: str) -> Callable[[SearchProblem], SearchScore]:
         result = run.run()
         memory = peak_mb(), before_mb
         mask = run.evaluator.layout.flatten(dict(result.masks))
-        return score_mask(run.evaluator, mask, result.evaluations, limit.seconds, memory)
+        seconds = limit.seconds or result.seconds  # no generation may have ended in time
+        return score_mask(run.evaluator, mask, result.evaluations, seconds, memory)
 
     return search
 
