@@ -355,7 +355,10 @@ def test_every_optimizer_returns_a_mask(name: str) -> None:
     assert name in (*ON_WEIGHTS, *ON_COUNTS)
     score = OPTIMIZERS[name].search(shortened(COUNTS if name in ON_COUNTS else WEIGHTS))
     assert all(0 <= share <= 1 for share in (score.accuracy, score.agreement))
-    assert score.evaluations >= 1
+    ends_early = (
+        name.startswith("gaprune") and name in ON_WEIGHTS
+    )  # a whole run, with one-shot masks
+    assert score.evaluations >= (0 if ends_early else 1)
     assert score.peak_mb >= score.before_mb > 50
 
 
