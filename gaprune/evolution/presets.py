@@ -140,15 +140,12 @@ def as_warmup(preset: Preset) -> Preset:
 
 
 def as_density_search(preset: Preset, swaps: str | None = None) -> Preset:
-    """Return the preset with one operator, which changes the keep counts of layers only.
-
-    `swaps` replaces that of the preset.
-    """
+    """Return the preset with one operator, which changes the keep counts of layers only."""
     return replace(
         preset,
         crossovers={NONE: 1.0},
         mutations={"reallocate": 1.0},
         options={},
         gradient=False,
-        swaps=swaps or preset.swaps,
+        swaps=swaps,
     )

@@ -52,7 +52,7 @@ def refine_by_swaps(
     layers, masks = layout.split(genes.scores), layout.split(mask)
     network = replace(evaluator.network, layout=layout)
     correlated = correlated or isinstance(evaluator.forward_mode, RepairedForward)
-    for name in moments.keys() & changed:
+    for name in (name for name in changed if name in moments):
         groups = input_groups(network, name)
         task = RefineLayer(name, moments[name], layers[name], masks[name], groups, correlated)
         layers[name].copy_(task.run(network))

@@ -76,9 +76,9 @@ def topics(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
 def sentences(spec: InputSpec, count: int, generator: torch.Generator) -> Tensor:
     """Draw int64 ids `[count, *spec.shape]`: texts of the grammar in `sentences.RULES`.
 
-    As in `topics` half of the words are related to two topics, where there are some of the class
-    that the grammar asks for. Of the others, half are drawn as common words of their class are and
-    half uniformly. Lengths differ: short texts are padded, or followed by more sentences where
+    Half of the words belong to two topics, as in `topics`, if a topic has words of the class that
+    the grammar asks for. A quarter are drawn like the common words of their class, and a quarter
+    uniformly. Lengths differ: short texts are padded, or followed by more sentences where
     padding is not known. For a vocabulary that is not English these are `topics`.
     """
     classes = _classes_of(spec)
