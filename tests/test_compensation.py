@@ -239,6 +239,19 @@ def test_weights_of_convolutions_are_fitted_to_patches(groups: int) -> None:
         assert torch.allclose(state["0.bias"][row], fit[-1], atol=1e-6)
 
 
+def test_a_network_that_is_one_layer_is_compensated() -> None:
+    """Its parameters have no path; the weights are those of the regression, as of any layer."""
+    torch.manual_seed(0)
+    layer, mask = nn.Linear(6, 3).double(), torch.tensor([[True, True, False] * 2] * 3)
+    inputs, states = torch.randn(64, 6, dtype=torch.float64), []
+    for network, name in ((layer, "weight"), (nn.Sequential(layer), "0.weight")):
+        target = target_from_module(network, inputs=InputOptions((6,)))
+        states.append(repair(target, {name: mask}, inputs, compensate="unstructured").state)
+    assert states[0].keys() == {"weight", "bias"}
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][f"0.{name}"])
+
+
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])
 def test_single_weights_are_compensated_at_the_end(pattern: str, tmp_path: Path) -> None:
     """Masks are those of the frozen network, whose outputs are farther from the dense ones."""

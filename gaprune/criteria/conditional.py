@@ -25,6 +25,7 @@ from gaprune.models.channel_layers import channel_axis
 from gaprune.models.channel_readers import ChannelReaders, find_readers, reader_samples
 from gaprune.models.channel_slicing import input_axis, num_inputs
 from gaprune.models.forward import functional_call
+from gaprune.models.layer_kinds import qualified_name
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
 
@@ -262,7 +263,8 @@ class _Outputs(NamedTuple):
 
         with ExitStack() as hooks:
             for read, fitted in ((cell.dense, cell.weights) for cell in cells):
-                module, name = self.model.get_submodule(read.layer), f"{read.layer}.weight"
+                module = self.model.get_submodule(read.layer)
+                name = qualified_name(read.layer, "weight")
                 if name not in weights:
                     weights[name] = module.get_parameter("weight").detach().clone()
                     hook = module.register_forward_hook(partial(repair, read.layer))

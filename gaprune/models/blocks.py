@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gaprune.models.layer_kinds import qualified_name
+
 
 class BlockCall(NamedTuple):
     """What a block is called with: the first argument is what the block before it returned."""
@@ -56,9 +58,7 @@ def sequential_blocks(model: nn.Module, example: Tensor) -> tuple[str, ...]:
     stacks.sort(key=lambda item: -sum(p.numel() for p in item[1].parameters()))
     for name, stack in stacks:
         if _is_chain(model, stack, example):
-            return tuple(
-                f"{name}.{child}" if name else child for child, _ in stack.named_children()
-            )
+            return tuple(qualified_name(name, child) for child, _ in stack.named_children())
     return ()
 
 

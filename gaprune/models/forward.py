@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, func, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gaprune.models.layer_kinds import qualified_name
 from gaprune.models.subnormal_numbers import subnormals_as_zero
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
@@ -45,7 +46,7 @@ def functional_call(
         path, _, leaf = name.rpartition(".")
         by_id[id(getattr(model.get_submodule(path), leaf))] = tensor
     places = {
-        f"{path}.{leaf}" if path else leaf: by_id[id(tensor)]
+        qualified_name(path, leaf): by_id[id(tensor)]
         for path, module in model.named_modules()  # every module once
         for leaf, tensor in chain(module._parameters.items(), module._buffers.items())
         if id(tensor) in by_id

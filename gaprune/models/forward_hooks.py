@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from gaprune.models.arguments import ArgumentRows
+from gaprune.models.layer_kinds import qualified_name
 
 
 class BufferCopies:
@@ -65,7 +66,7 @@ class BufferCopies:
 def buffer_names(model: nn.Module) -> list[str]:
     """Return the names of all buffers, each under all names of its modules; None counts as one."""
     return [
-        f"{path}.{leaf}" if path else leaf
+        qualified_name(path, leaf)
         for path, module in model.named_modules(remove_duplicate=False)
         if not isinstance(module, torch.jit.ScriptModule)  # its buffers cannot be exchanged
         for leaf in module._buffers

@@ -57,6 +57,11 @@ _TRANSPOSED_EXPERTS = LayerKind(("*",), rows=(0, 2), inputs=1)
 _TRANSPOSED_CLASSES = ("Llama4TextExperts",)  # do not say so themselves
 
 
+def qualified_name(path: str, leaf: str) -> str:
+    """Return the name of a parameter or child of a module; the path of the network is empty."""
+    return f"{path}.{leaf}" if path else leaf
+
+
 def layer_kind(module: nn.Module) -> LayerKind | None:
     """Return the kind of a layer, or None if its weights are not in `LAYER_KINDS`."""
     for layer, kind in LAYER_KINDS.items():

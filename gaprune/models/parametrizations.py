@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from gaprune.errors import GapruneError
 from gaprune.models.forward import relative_difference, rounding_tolerance
+from gaprune.models.layer_kinds import qualified_name
 
 # Hooks of torch that compute a weight: type → what it does, and the function that removes it.
 _HOOKS: dict[type, tuple[str, Any]] = {
@@ -34,7 +35,7 @@ class ComputedWeight(NamedTuple):
     @property
     def name(self) -> str:
         """Its qualified name."""
-        return f"{self.path}.{self.leaf}" if self.path else self.leaf
+        return qualified_name(self.path, self.leaf)
 
 
 def computed_weights(model: nn.Module) -> Iterator[ComputedWeight]:

@@ -19,7 +19,7 @@ from gaprune.masks.supermask import Layout
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
 from gaprune.models.channel_groups import ChannelGraph, ChannelGroup, CoupledChannels, LayerChannel
 from gaprune.models.expert_layers import expert_units, removable_experts
-from gaprune.models.layer_kinds import weight_axes, weight_kind
+from gaprune.models.layer_kinds import qualified_name, weight_axes, weight_kind
 from gaprune.models.mac_cost import mac_cost_of
 from gaprune.models.name_patterns import matching_parameters
 from gaprune.models.target import Target
@@ -328,7 +328,7 @@ def _maskable(target: Target) -> Callable[[CoupledChannels], bool]:
     masked_layers = {
         name
         for name, module in modules.items()
-        if f"{name}.weight" in target.weights and uses[id(module.weight)] == 1
+        if qualified_name(name, "weight") in target.weights and uses[id(module.weight)] == 1
     }
     computing = {name for name, module in modules.items() if isinstance(module, _LAYERS)}
 

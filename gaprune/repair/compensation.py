@@ -39,6 +39,7 @@ from gaprune.models.channel_readers import (
 )
 from gaprune.models.channel_slicing import input_axis
 from gaprune.models.forward import functional_call
+from gaprune.models.layer_kinds import qualified_name
 from gaprune.repair.dense_statistics import DenseStatistics, correct_sites
 from gaprune.repair.repair_sites import BIAS, STATISTICS
 
@@ -100,7 +101,7 @@ def compensated_weights(
         hooks.enter_context(correct_sites(model, sites, statistics))
         functional_call(model, replaced, (inputs,))
     for reading in changed:
-        name = f"{reading.layer}.weight"
+        name = qualified_name(reading.layer, "weight")
         axis = 1 - input_axis(model.get_submodule(reading.layer))
         rows = (weights[name].movedim(axis, 0).flatten(1) != 0).any(1)
         reading.weight.movedim(axis, 0)[~rows] = 0  # outputs that are removed themselves
@@ -115,7 +116,7 @@ def without_fitted(dense: DenseStatistics, changed: Mapping[str, Tensor]) -> Den
     rules = {
         name: rule
         for name, rule in dense.sites.rules.items()
-        if rule.part != BIAS or f"{name}.bias" not in changed
+        if rule.part != BIAS or qualified_name(name, "bias") not in changed
     }
     return replace(dense, sites=replace(dense.sites, rules=rules))
 
@@ -144,7 +145,7 @@ class _Reading:
         ridge: float,
     ) -> _Reading:
         """Return a layer of the model; it lost whole channels unless `tables` is None."""
-        name, module = f"{layer}.weight", model.get_submodule(layer)
+        name, module = qualified_name(layer, "weight"), model.get_submodule(layer)
         support = weights[name] != 0
         if tables is not None:  # kept weights may be 0 by chance
             axis = input_axis(module)
@@ -155,7 +156,7 @@ class _Reading:
         dense_bias: Tensor | None = getattr(module, "bias", None)
         # the taps of a transposed convolution do not all meet at every output
         meets = not getattr(module, "transposed", False)
-        if dense_bias is not None and f"{layer}.bias" not in weights and meets:
+        if dense_bias is not None and qualified_name(layer, "bias") not in weights and meets:
             bias = dense_bias.clone()
         centred = bias is not None or (dense_bias is None and repaired)
         intact = bool(support.all())
@@ -164,8 +165,8 @@ class _Reading:
     @property
     def named(self) -> dict[str, Tensor]:
         """The parameters by qualified name."""
-        named = {f"{self.layer}.weight": self.weight}
-        return named if self.bias is None else named | {f"{self.layer}.bias": self.bias}
+        named = {"weight": self.weight} | ({} if self.bias is None else {"bias": self.bias})
+        return {qualified_name(self.layer, leaf): tensor for leaf, tensor in named.items()}
 
 
 def _compensate(

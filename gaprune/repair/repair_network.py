@@ -18,6 +18,7 @@ from gaprune.errors import GapruneError, InputError
 from gaprune.masks.supermask import check_masks, masked_weights
 from gaprune.models.channel_readers import find_readers
 from gaprune.models.forward import functional_call
+from gaprune.models.layer_kinds import qualified_name
 from gaprune.models.patterns import channels_of
 from gaprune.models.target import Target
 from gaprune.pattern_names import CHANNEL
@@ -145,5 +146,5 @@ def _changed_leaves(
         new = value.to(old.dtype)
         # Only real changes are reported and stored.
         if not torch.equal(new, old):
-            state[f"{name}.{leaf}" if name else leaf] = new
+            state[qualified_name(name, leaf)] = new
     return state
