@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gaprune.errors import in_words_of_the_caller
+from gaprune.errors import InputError, describe, in_words_of_the_caller
 from gaprune.records import BaselineScore, Generation
 
 
@@ -60,6 +60,15 @@ class Callbacks(Observer):
         on_baseline: Callable[[str, BaselineScore], object] | None = None,
         on_warning: Callable[[str], object] | None = None,
     ) -> None:
+        functions = {
+            "on_generation": on_generation,
+            "on_phase": on_phase,
+            "on_baseline": on_baseline,
+            "on_warning": on_warning,
+        }
+        for name, function in functions.items():
+            if function is not None and not callable(function):
+                raise InputError(f"{name}: must be a function, got {describe(function)}")
         self._on_generation, self._on_phase = on_generation or _ignore, on_phase or _ignore
         self._on_baseline, self._on_warning = on_baseline or _ignore, on_warning or _ignore
 
@@ -95,6 +104,12 @@ class ObserverGroup(Observer):
     """Forwards every event to several observers, in order."""
 
     def __init__(self, *observers: Observer) -> None:
+        for observer in observers:
+            if not isinstance(observer, Observer):
+                raise InputError(
+                    "observer: must be a gaprune.callbacks.Observer, such as "
+                    f"gaprune.callbacks.Callbacks(…), got {describe(observer)}"
+                )
         self.observers = observers
 
     # all events of `Observer`: one that is missing here would be lost

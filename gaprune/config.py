@@ -57,7 +57,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     sparsity: float = Field(
-        gt=0, lt=1, description="fraction of prunable weights to remove; with max-drop the largest"
+        gt=0,
+        lt=1,
+        description="fraction of prunable weights to remove; with --max-drop the largest",
     )
     max_drop: float | None = Field(
         None,
@@ -231,12 +233,18 @@ class Settings(BaseModel):
             raise PydanticCustomError("share", "must be up to 1, or a whole number of GPUs")
         return value
 
-    @field_validator("layer_sparsity", mode="before")
+    @field_validator("layer_sparsity", "initial_criteria", "calibration", mode="before")
     @classmethod
-    def _join_fractions(cls, value: object) -> object:
+    def _join_words(cls, value: object) -> object:
         if isinstance(value, Mapping):  # as Python callers write it: {"fc*": 0.3}
             return tuple(f"{pattern}={fraction}" for pattern, fraction in value.items())
         return (value,) if isinstance(value, str) else value
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _name_device(cls, value: object) -> object:
+        # a torch.device, whose text is its name; importing torch would take a second
+        return str(value) if hasattr(value, "type") and hasattr(value, "index") else value
 
     @field_validator("layer_sparsity", mode="after")
     @classmethod
@@ -330,4 +338,5 @@ def make_settings(values: Mapping[str, Any]) -> Settings:
         came = "nothing" if first["type"] == "missing" else describe(first["input"])
         meaning = Settings.model_fields[key.split(".")[0]].description
         rule = first["msg"].replace("Input should be", "must be").partition(", unable")[0]
+        rule = rule.replace("a valid tuple", "names")  # every tuple among the settings
         raise InputError(f"{key}: {rule}, got {came} ({key}: {meaning})") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_tokens_stay_integers() -> None:
 
     words = target_from_module(TokenIds(), inputs=InputOptions(shape=(7,)))
     ids = torch.randint(9, (4, 7))
-    assert check_labelled("test", Samples(ids, LABELS[:4], "x"), words).inputs.equal(ids)
+    assert check_labelled("test", Samples(ids, LABELS[:4] % 2, "x"), words).inputs.equal(ids)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +86,24 @@ def test_samples_that_do_not_fit_are_refused(
     """Wrong shapes, dtypes and counts."""
     with pytest.raises(InputError, match=message):
         check_labelled("test", Samples(inputs, labels, "x"), target())
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4, 3)])
+def test_outputs_that_are_no_classes_have_no_accuracy(shape: tuple[int, ...]) -> None:
+    """Numbers, single logits and pictures: the class with the largest output would mean nothing."""
+    network = nn.Sequential(nn.Linear(6, math.prod(shape)), nn.Unflatten(1, shape or (1,)))
+    if not shape:
+        network.append(nn.Flatten(0))
+    regressor = target_from_module(network, inputs=InputOptions(range=(0, 1)))
+    with pytest.raises(InputError, match=r"^test: .*N"):
+        check_labelled("test", Samples(VECTORS, LABELS, "x"), regressor)
+
+
+@pytest.mark.parametrize("shift", [-1, 1])
+def test_labels_are_classes_of_the_network(shift: int) -> None:
+    """Labels that count from one would give another accuracy, or none."""
+    with pytest.raises(InputError, match=r"^test: .* 0 to 3"):
+        check_labelled("test", Samples(VECTORS, LABELS + shift, "x"), target())
 
 
 def test_zoo_networks_have_mnist_data() -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from search_cases import tiny_model
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import gaprune
@@ -144,8 +145,23 @@ def test_a_log_gets_few_lines(
         lambda: DataLoader(TensorDataset(VECTORS, LABELS), batch_size=7),
         lambda: [VECTORS[:20], VECTORS[20:]],
         lambda: (batch.numpy() for batch in VECTORS.split(9)),
+        lambda: (VECTORS, LABELS.tolist()),
+        lambda: [(vector, int(label)) for vector, label in zip(VECTORS, LABELS, strict=True)],
+        lambda: [{"x": vector, "label": 0} for vector in VECTORS],
     ],
-    ids=["tensor", "array", "pair", "dict", "Dataset", "DataLoader", "list", "generator"],
+    ids=[
+        "tensor",
+        "array",
+        "pair",
+        "dict",
+        "Dataset",
+        "DataLoader",
+        "list",
+        "generator",
+        "labels in a list",
+        "entries",
+        "dictionaries",
+    ],
 )
 def test_calibration_inputs_may_be_in_memory(make: Callable[[], object]) -> None:
     """All forms hold the same inputs, and give the same masks; labels are ignored."""
@@ -192,7 +208,9 @@ def test_test_data_is_normalised_as_the_command_line_does(inputs: Tensor) -> Non
     model = tiny_model()
     expected = (model((VECTORS - 0.5) / 0.25).argmax(1) == LABELS).double().mean()
     loader = DataLoader(TensorDataset(inputs, LABELS), batch_size=16)
-    for test in ((inputs, LABELS), (inputs.numpy(), LABELS.numpy()), loader):
+    entries = [(vector, int(label)) for vector, label in zip(inputs, LABELS, strict=True)]
+    pairs = ((inputs, LABELS), (inputs.numpy(), LABELS.numpy()), (inputs, LABELS.tolist()))
+    for test in (*pairs, loader, entries):
         result = run(model, test=test, inputs=SCALED)
         assert result.dense_accuracy == pytest.approx(float(expected), abs=0.02)
 
@@ -215,6 +233,11 @@ def test_test_data_out_of_the_stated_range_is_refused(inputs: InputOptions | Non
         ({"calibration_count": VECTORS}, r"calibration_count: .*Tensor \[60, 6\]"),
         ({"test": VECTORS}, "test: "),
         ({"test": 5}, "test: .*got 5$"),
+        ({"test": (VECTORS, functional.one_hot(LABELS))}, r"test: .*\(60, 4\)"),
+        ({"test": (VECTORS, LABELS + 1)}, "test: .* 0 to 3,.* 1 to 4$"),
+        ({"observer": 5}, "observer: .*got 5$"),
+        ({"on_generation": 5}, "on_generation: .*got 5$"),
+        ({"calibration": None}, "calibration: must be names, got None"),
         ({"model": VECTORS}, r"model: .*Tensor \[60, 6\]"),
         ({"inputs": (0, 1)}, r"inputs: .*\(0, 1\)"),
         ({"ignore": 5}, "ignore: .*got 5$"),
@@ -231,6 +254,14 @@ def test_wrong_types_are_named_in_one_line(options: dict[str, Any], message: str
     assert len(str(caught.value)) < 500
     assert "\n" not in str(caught.value)
     assert "--" not in str(caught.value)
+
+
+def test_settings_take_what_torch_users_write() -> None:
+    """A `torch.device`, and one name where several are possible."""
+    search = {**SMALL, "method": "evolved", "initial_criteria": "lamp"}
+    settings = run(device=torch.device("cpu"), **search).settings
+    assert settings["device"] == "cpu"
+    assert settings["initial_criteria"] == ["lamp"]
 
 
 def test_inputs_are_checked_when_they_are_stated() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def read_data(
     """
     if _is_array(data):
         return StoredArrays(_tensor(argument, data))
-    if _is_pair(data) or isinstance(data, Mapping):
+    if _is_pair(data, labelled=labelled) or isinstance(data, Mapping):
         return _split(argument, data, labelled=labelled)
     if isinstance(data, (str, Path)) or not (isinstance(data, Iterable) or _is_indexed(data)):
         raise InputError(f"{argument}: must be {_FORMS}, got {describe(data)}")
@@ -125,7 +126,8 @@ def _batches(
     single = isinstance(data, torch.utils.data.IterableDataset)
     left = limit
     for batch in data:
-        arrays = (_entry if single else _split)(argument, batch, labelled=labelled)
+        is_entry = single or _has_one_label(batch)
+        arrays = (_entry if is_entry else _split)(argument, batch, labelled=labelled)
         yield arrays
         if left is not None:
             left -= len(arrays.inputs)
@@ -137,6 +139,15 @@ def _entry(argument: str, entry: object, *, labelled: bool) -> StoredArrays:
     """Return an entry of a dataset as a batch of one."""
     inputs, labels = _split(argument, entry, labelled=labelled)
     return StoredArrays(inputs[None], None if labels is None else labels[None])
+
+
+def _has_one_label(batch: object) -> bool:
+    """Return whether what an iterable holds is one input and its label, not a batch of them."""
+    if isinstance(batch, Mapping):
+        labels: object = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+    else:
+        labels = batch[1] if isinstance(batch, (list, tuple)) and batch[1:] else None
+    return isinstance(labels, Number) or (_is_array(labels) and np.ndim(labels) == 0)
 
 
 def _split(argument: str, batch: object, *, labelled: bool) -> StoredArrays:
@@ -171,12 +182,16 @@ def _is_indexed(value: object) -> bool:
     return has_entries and not isinstance(value, (list, tuple))
 
 
-def _is_pair(value: object) -> bool:
+def _is_pair(value: object, *, labelled: bool) -> bool:
     """Return whether a value is `(inputs, labels)`, not a list of two batches."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or not all(map(_is_array, value)):
+    if not isinstance(value, (list, tuple)) or len(value) != 2 or not _is_array(value[0]):
         return False
-    inputs, labels = (np.shape(part) for part in value)
-    return len(inputs) > 1 and len(labels) == 1
+    if labelled:  # two arrays without labels would be no batches either
+        return True
+    inputs, labels = value
+    if isinstance(labels, list):
+        return all(isinstance(label, Number) for label in labels)
+    return _is_array(labels) and np.ndim(inputs) > 1 and np.ndim(labels) == 1
 
 
 def _tensor(argument: str, value: object) -> Tensor:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from gaprune.calibration.samples import Samples
-from gaprune.errors import InputError
 from gaprune.evaluation.labelled import check_inputs, check_labelled
 from gaprune.evaluation.objectives import AUTO, Metric, accuracy, find_objective, finite
 from gaprune.models.forward import batched_forward, functional_forward
@@ -54,13 +53,7 @@ class HeldOut:
         self._labels = None if samples.labels is None else samples.labels.to(target.device)
         self._teacher = batched_forward(target.model, self._inputs)
         # Classes are compared by agreement, everything else by explained variance.
-        objective = find_objective(AUTO, self._teacher, target.inputs.vocabulary)
-        self._agreement = objective.agreement
-        if self._labels is not None and objective.name != "kl":
-            raise InputError(
-                "held_out: labels are classes, but the network's outputs have shape "
-                f"{tuple(self._teacher.shape)}; leave the labels out"
-            )
+        self._agreement = find_objective(AUTO, self._teacher, target.inputs.vocabulary).agreement
         self.dense = self._score(self._teacher)
 
     def measure(self, model: nn.Module) -> HeldOutScore:

@@ -6,10 +6,13 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import Tensor
+
 from gaprune.calibration.files import fit_samples, read_samples
 from gaprune.calibration.in_memory import read_data
 from gaprune.calibration.samples import Samples
 from gaprune.errors import InputError, about
+from gaprune.models.forward import batched_forward
 from gaprune.models.target import Target
 from gaprune.models.zoo import mnist
 
@@ -78,7 +81,8 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
     """Return labelled samples with inputs in the dtype of the network and int64 labels.
 
     Raises:
-        InputError: missing or non-integer labels, wrong shapes, or no inputs.
+        InputError: missing labels, labels that are no classes of the outputs, wrong shapes, or no
+            inputs.
     """
     if target.inputs.examples:
         raise InputError(
@@ -99,7 +103,24 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
     # Token ids index an embedding and must stay integers.
     floating = target.inputs.kind != "tokens"
     inputs = samples.inputs.to(target.dtype) if floating else samples.inputs
+    check_classes(argument, labels, batched_forward(target.model, inputs[:1].to(target.device)))
     return Samples(inputs, labels.long(), samples.source)
+
+
+def check_classes(argument: str, labels: Tensor, outputs: Tensor) -> None:
+    """Raise `InputError` if integer labels `[N]` are not classes of outputs `[N, classes]`."""
+    if outputs.ndim != 2 or outputs.shape[1] < 2:
+        shape = ", ".join(["N", *map(str, outputs.shape[1:])])
+        raise InputError(
+            f"{argument}: labels are classes, and this network returns [{shape}], not "
+            "[N, classes]; without labels the agreement with the dense network is measured"
+        )
+    lowest, highest = (int(value) for value in labels.aminmax())
+    if lowest < 0 or highest >= outputs.shape[1]:
+        raise InputError(
+            f"{argument}: labels must be from 0 to {outputs.shape[1] - 1}, the classes of this "
+            f"network, got {lowest} to {highest}"
+        )
 
 
 def check_inputs(argument: str, samples: Samples, target: Target) -> None:

@@ -33,8 +33,8 @@ from gaprune.evaluation.forward_modes import (
     RepairedForward,
     TeacherBatch,
 )
-from gaprune.evaluation.labelled import is_language_model
-from gaprune.evaluation.objectives import AUTO, find_objective
+from gaprune.evaluation.labelled import check_classes, is_language_model
+from gaprune.evaluation.objectives import AUTO, accuracy, find_objective
 from gaprune.evaluation.precision import check_precision, choose_precision
 from gaprune.evolution.gradient import Refinement
 from gaprune.evolution.presets import Preset, as_pareto, find_preset
@@ -390,6 +390,10 @@ def make_evaluator(
             f"objective: {objective.name!r} needs labelled calibration inputs, and these have no "
             "labels; give --calibration=labelled:FILE, or use the objective 'kl'"
         )
+    if objective.fitness is accuracy:
+        for samples in (calibration_set.search, calibration_set.gradient_inputs):
+            if samples is not None and samples.labels is not None:
+                check_classes("calibration", samples.labels, search.teacher)
     if refined and objective.loss is None:
         raise InputError(
             f"objective: {objective.name!r} is a black box without gradients; "
