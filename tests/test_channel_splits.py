@@ -249,6 +249,38 @@ def test_padded_shortcuts() -> None:
     assert whole_layers(target).keys() == {"outer", "head"}
 
 
+class Padded(nn.Module):
+    """Convolutions whose images are padded in front of them, as TensorFlow's "same" is written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 6, 2)
+        self.third, self.head = nn.Conv2d(6, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = functional.relu(self.first(functional.pad(images, (1, 1, 1, 1))))
+        x = functional.relu(self.second(functional.pad(x, (0, 1, 0, 1), value=0.5)))
+        x = functional.avg_pool2d(functional.pad(x, (1, 0, 1, 0)), 2)
+        logits: Tensor = self.head(functional.relu(self.third(x)).mean((2, 3)))
+        return logits
+
+
+def test_padded_images() -> None:
+    """Padding beside the values of a channel is removed with the channel."""
+    model, images = built(Padded), torch.rand(2, 2, 7, 7)
+    graph = ChannelGraph.trace(model, images[:1])
+    assert [(group.layers, len(group.channels)) for group in graph.groups] == [
+        (("first",), 8),
+        (("second",), 6),
+        (("third",), 4),
+    ]
+    channels = {"first": [0, 5], "second": [1], "third": [2]}
+    smaller = remove_channels(model, images[:1], channels)
+    masked = masked_equivalent(model, images[:1], channels)
+    assert num_outputs(smaller.get_submodule("first")) == 6
+    assert torch.allclose(smaller(images), masked(images), atol=1e-6)
+
+
 @pytest.mark.parametrize("pattern", ["channel", "4x4"])  # some blocks at edges are smaller
 def test_a_result_that_is_not_what_was_asked(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks of a result cost what the budget says, or the run fails."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 CONSTANT = 0  # the label of elements that no channel computes: padding, parameters, positions
 
@@ -116,6 +119,21 @@ class ChannelLabels:
             return torch.maximum(rows, columns)
         self.join_all(rows, columns, what)
         return columns
+
+    def pad(self, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        """Return the labels of a padded tensor; `sizes` are those of `torch.nn.functional.pad`.
+
+        Padding beside the values of a channel belongs to the channel, and goes with it. Padding
+        with more channels is constant.
+        """
+        sizes, shape = list(sizes), list(labels.shape)
+        for index, (before, after) in enumerate(zip(sizes[::2], sizes[1::2], strict=True)):
+            dim = -1 - index
+            shape[dim] += before + after
+            if not self.vary(labels, dim):
+                labels = labels.narrow(dim, 0, 1)
+                sizes[2 * index : 2 * index + 2] = 0, 0
+        return functional.pad(labels, sizes, value=CONSTANT).expand(shape)
 
     def reason(self, label: int) -> str | None:
         """Return why a set is fixed, or None."""

@@ -57,7 +57,7 @@ def _names(*lines: str) -> frozenset[str]:
 # Operations of ATen by name, without the underscore of in-place variants.
 MOVING = _names(
     "permute transpose t squeeze unsqueeze expand slice select split split_with_sizes unbind cat",
-    "stack constant_pad_nd repeat roll flip unfold im2col index_select narrow diagonal",
+    "stack repeat roll flip unfold im2col index_select narrow diagonal",
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d",
     "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
 )

@@ -1,7 +1,7 @@
 """Follow channels through a forward pass: which layers compute, join and read them.
 
 Every element of an activation carries a label that says which output channel computed it.
-Operations that only move elements (chunk, concatenate, pad, shuffle, …) are applied to the labels
+Operations that only move elements (chunk, concatenate, shuffle, …) are applied to the labels
 themselves, so index maps are exact; operations on several elements join their labels.
 """
 
@@ -235,14 +235,15 @@ class ChannelTracer(TorchDispatchMode):
         labels = self._of.get(call.args[0]) if isinstance(call.args[0], Tensor) else None
         if labels is not None and call.name in PARTS:
             self._couple_parts(call.name, labels, call.arguments, call.site)
-        args, named = call.args, call.named
-        if call.name == "constant_pad_nd":
-            args, named = args[:2], {}  # whatever the value, no channel computes it
         # float64, since some of these exist for floating-point numbers only
-        moved = call.operation(*tree_map(self._as_floats, args), **tree_map(self._as_floats, named))
-        results = zip(tree_iter(call.output), tree_iter(moved), strict=True)
-        for tensor, labels in results:
+        args, named = tree_map(self._as_floats, (call.args, call.named))
+        moved = call.operation(*args, **named)
+        for tensor, labels in zip(tree_iter(call.output), tree_iter(moved), strict=True):
             self._of[tensor] = labels.long()
+
+    def pad(self, call: Call) -> None:
+        """Follow padding with a number."""
+        self._of[call.output] = self.labels.pad(self._of[call.args[0]], call.args[1])
 
     def restride(self, call: Call) -> None:
         """Follow another order in memory, as of global pooling in channels-last order."""
@@ -473,6 +474,7 @@ _RULES: dict[str, Callable[[ChannelTracer, Call], None]] = {
     **dict.fromkeys(ELEMENTWISE, ChannelTracer.combine),
     **dict.fromkeys(ALONG_DIMENSIONS, ChannelTracer.reduce),
     "as_strided": ChannelTracer.restride,
+    "constant_pad_nd": ChannelTracer.pad,
     "glu": ChannelTracer.gate,
     "bmm": ChannelTracer.multiply,
 }
