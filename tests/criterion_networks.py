@@ -30,6 +30,20 @@ class Attention(nn.Module):
         return logits
 
 
+class Routes(nn.Module):
+    """Vectors `[N, 4]` → logits `[N, 3]` by a layer that depends on the size of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.single, self.many, self.never = (nn.Linear(4, 6) for _ in range(3))
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        route = self.single if len(x) == 1 else self.many
+        logits: Tensor = self.head(route(x).relu())
+        return logits
+
+
 def seeded(seed: int = 0) -> torch.Generator:
     """Return a new generator."""
     return torch.Generator().manual_seed(seed)

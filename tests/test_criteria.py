@@ -12,6 +12,7 @@ from criterion_networks import (
     IMAGE,
     SMALL_IMAGE,
     VECTOR,
+    Routes,
     convolutional,
     network_of,
     seeded,
@@ -50,6 +51,14 @@ def test_every_criterion_on_every_architecture(name: str, case: str) -> None:
     assert all(p.grad is None and not p.requires_grad for p in network.model.parameters())
     assert not network.model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.model.modules())
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_layers_that_no_calibration_input_reaches_are_scored(name: str) -> None:
+    """Forward may choose layers by its inputs, or never use one."""
+    network = network_of(Routes, VECTOR)
+    scores = score(name, network, torch.rand(40, 4, generator=seeded()), seeded(3), density=0.2)
+    assert scores.isfinite().all()
 
 
 def test_magnitude_gives_the_masks_of_torch_prune() -> None:

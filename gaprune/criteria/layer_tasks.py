@@ -80,7 +80,9 @@ def work_on_layers(
     }
 
     def make_tasks(moments: Mapping[str, InputMoments]) -> tuple[list[str], list[Any]]:
-        names = [name for name, source in sources.items() if source in moments]
+        # a layer that `example` reaches may get no other input, where forward chooses by its input
+        measured = {name for name, of_inputs in moments.items() if of_inputs.count}
+        names = [name for name, source in sources.items() if source in measured]
         # the longest first, so that workers finish together
         names.sort(key=lambda name: -network.weights[name].numel() * shapes[name].size)
         return names, [make_task(name, moments[sources[name]]) for name in names]

@@ -86,6 +86,9 @@ def measure_responses(
     layers = {}
     for name in shapes:
         weight = network.weights[name]
+        if not recorder.moments[name].count:  # forward chose other layers for all inputs
+            information[name] = torch.zeros_like(weight)
+            continue
         channels = len(outputs_first(network.layer_of(name), weight))
         # an output that does not affect the network's outputs has no gradient at all
         fisher = recorder.information.get(name, weight.new_zeros(channels))
