@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,41 @@ def test_a_network_that_is_one_layer_is_compensated() -> None:
     assert states[0].keys() == {"weight", "bias"}
     for name, value in states[0].items():
         assert torch.equal(value, states[1][f"0.{name}"])
+
+
+class PooledTokens(nn.Module):
+    """Ids → embedding → linear → norm → mean over the ids that are not 0 → linear: `[N, 3]`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.norm = nn.Embedding(11, 8), nn.LayerNorm(8)
+        self.hidden, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        is_real = (ids != 0).unsqueeze(-1)
+        hidden = self.norm(self.hidden(self.embedding(ids)).relu()) * is_real
+        logits: Tensor = self.head(hidden.sum(1) / is_real.sum(1))
+        return logits
+
+
+@pytest.mark.parametrize("compensate", [None, "unstructured"])
+def test_padding_does_not_count(compensate: str | None) -> None:
+    """Texts that are filled up repair and compensate as the same texts without padding do."""
+    torch.manual_seed(0)
+    options = InputOptions((5,), vocabulary=11)
+    target = target_from_module(PooledTokens().eval(), inputs=options)
+    padded_target = replace(target, inputs=replace(target.inputs, padding=0))
+    masks = {"hidden.weight": torch.rand(8, 8) < 0.5}
+    texts = torch.randint(1, 11, (40, 5))
+    padded = nn.functional.pad(texts, (0, 7))
+    plain, filled, counted = (
+        repair(network, masks, ids, compensate).state
+        for network, ids in ((target, texts), (padded_target, padded), (target, padded))
+    )
+    assert plain.keys() == filled.keys()
+    for name, value in plain.items():
+        torch.testing.assert_close(filled[name], value)
+    assert not torch.allclose(counted["norm.bias"], plain["norm.bias"])
 
 
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])

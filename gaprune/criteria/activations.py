@@ -135,7 +135,7 @@ def input_energies(network: DenseNetwork, calibration: Tensor) -> dict[str, Tens
         largest = largest_input(network.model, next(batches(network, calibration, 1)))
         with _recording(network, energies) as states:
             for batch in batches(network, calibration, batch_size(largest, COPIES)):
-                states["real"] = real_tokens(network, batch)
+                states["real"] = real_tokens(network.inputs.padding, batch)
                 network.model(batch)
     return energies
 

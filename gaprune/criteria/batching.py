@@ -24,12 +24,11 @@ def batches(
         yield calibration[start : start + size].to(network.device)
 
 
-def real_tokens(network: DenseNetwork, inputs: Tensor) -> Tensor | None:
-    """Return which positions of texts are no padding, bool `[N, length]`; None: all count.
+def real_tokens(padding: int | None, inputs: Tensor) -> Tensor | None:
+    """Return which positions of texts are no padding (a token id), `[N, length]`; None: all count.
 
     What layers compute at others is never used.
     """
-    padding = network.inputs.padding
     if padding is None or inputs.ndim != TEXTS:
         return None
     is_real = inputs != padding

@@ -97,7 +97,7 @@ def work_on_layers(
         with layer_hooks(network, recorder.add_moments), torch.no_grad():
             for batch in batches(network, calibration, size):
                 recorder.share = len(batch) / len(calibration)
-                recorder.is_real = real_tokens(network, batch)
+                recorder.is_real = real_tokens(network.inputs.padding, batch)
                 network.model(batch)
         names, tasks = make_tasks(recorder.moments)
         del recorder
@@ -169,7 +169,7 @@ def _block_by_block(
     first = network.model.get_submodule(next(iter(inside)))
     with torch.no_grad():
         calls = [first_call(network.model, first, part.to(network.device)) for part in parts]
-    real = [real_tokens(network, part) for part in parts]
+    real = [real_tokens(network.inputs.padding, part) for part in parts]
     starts = range(min(SHARDS, len(calls)))
     shards = [tuple(calls[begin::SHARDS]) for begin in starts]
     are_real = [tuple(real[begin::SHARDS]) for begin in starts]

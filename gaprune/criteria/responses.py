@@ -74,7 +74,7 @@ def measure_responses(
     with layer_hooks(network, recorder.record), torch.enable_grad():
         for batch in batches(network, inputs, size):
             recorder.share = len(batch) / len(inputs)
-            recorder.is_real = real_tokens(network, batch)
+            recorder.is_real = real_tokens(network.inputs.padding, batch)
             outputs = functional_call(network.model, others, (batch,))
             # −log p(y|x) up to a constant has the gradient (outputs − y) = noise
             noise = torch.randn(outputs.shape, generator=generator, device=generator.device)

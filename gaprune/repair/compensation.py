@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from gaprune.criteria.batching import real_tokens
 from gaprune.criteria.layer_inputs import (
     CHUNK,
     can_unfold,
@@ -53,6 +54,7 @@ class _Expected(NamedTuple):
 
     samples: Tensor  # `[samples, outputs]`, or without a shape the inputs `[samples, features]`
     shape: torch.Size | None  # of its outputs
+    positions: Tensor | None = None  # of the samples among these
 
 
 # Dense statistics → what layers compute or read in the dense network, on the first chunk.
@@ -197,6 +199,8 @@ def _dense_samples(
     """Return what every layer computes or reads in the dense network, measured once."""
     if dense not in _measured:
         samples: dict[str, _Expected] = {}
+        inputs, _ = next(dense.by_chunk())
+        is_real = real_tokens(dense.sites.padding, inputs)
 
         def record(
             layer: str,
@@ -212,8 +216,10 @@ def _dense_samples(
             enough = readers is None or count >= SAMPLES_PER_FEATURE * size
             if can_unfold(module) and size <= WIDEST and enough:
                 outputs = output.movedim(channel_axis(module, output), -1).flatten(0, -2)
-                outputs = outputs[_positions(count, module, outputs.device)]
-                samples[layer] = _Expected(outputs, output.shape)
+                positions = _positions(count, module, outputs.device)
+                if is_real is not None and output.shape[:-1] == is_real.shape:
+                    positions = positions[is_real.flatten()[positions]]
+                samples[layer] = _Expected(outputs[positions], output.shape, positions)
             elif readers is not None and layer in readers:
                 samples[layer] = _Expected(reader_samples(module, args, kwargs).clone(), None)
 
@@ -224,7 +230,7 @@ def _dense_samples(
                     hook = partial(record, layer)
                     module = model.get_submodule(layer)
                     hooks.enter_context(module.register_forward_hook(hook, with_kwargs=True))
-            model(next(dense.by_chunk())[0])
+            model(inputs)
         _measured[dense] = samples
     return _measured[dense]
 
@@ -275,11 +281,11 @@ def _columns(
     groups, axes, size = getattr(module, "groups", 1), rows.ndim - 1, rows[0].numel()
     bias = getattr(module, "bias", None)
     outputs = inputs.new_empty(expected.shape or (), device="meta")
-    patches = unfold(module, inputs, outputs)
+    patches, positions = unfold(module, inputs, outputs), expected.positions
     assert patches is not None  # it fitted in the dense network
+    assert positions is not None
     wide = torch.promote_types(inputs.dtype, torch.float32)
     weight = rows.to(wide).reshape(groups, -1, size)
-    positions = _positions(outputs.numel() // len(rows), module, inputs.device)
     chunk = max(1, CHUNK // (groups * size))
     for part, targets in zip(positions.split(chunk), expected.samples.split(chunk), strict=True):
         columns = gather_columns(patches, part, axes).to(wide)

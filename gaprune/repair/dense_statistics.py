@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gaprune.criteria.batching import real_tokens
 from gaprune.models.forward import functional_call
 from gaprune.repair.channel_statistics import (
     ChannelStatistics,
@@ -31,6 +32,8 @@ MIN_CHUNK = 16  # inputs: fewer give a poor estimate of the variance
 StatisticsByName = Mapping[str, ChannelStatistics]
 Visit = Callable[[str, nn.Module, Tensor], Tensor | None]
 """(module name, module, the tensor that its rule corrects) → replacement; None keeps it."""
+VisitCounted = Callable[[str, nn.Module, Tensor, Tensor], Tensor | None]
+"""The same with a further argument: the values of that tensor that count, without padding."""
 
 
 class DenseFeature(NamedTuple):
@@ -142,10 +145,10 @@ def correct_sites(
     """
     measured: dict[str, ChannelStatistics] = {}
 
-    def correct(name: str, module: nn.Module, values: Tensor) -> Tensor | None:
+    def correct(name: str, module: nn.Module, values: Tensor, counted: Tensor) -> Tensor | None:
         if name not in dense:  # the forward pass branches differently on these inputs
             return None
-        _record_statistics(sites, measured, name, module, values)
+        _record_statistics(sites, measured, name, module, values, counted)
         if strength == 0:
             return None
         # The site is corrected before later sites are measured, as in the repaired network.
@@ -191,9 +194,10 @@ def _record_statistics(
     measured: dict[str, ChannelStatistics],
     name: str,
     module: nn.Module,
-    values: Tensor,
+    _values: Tensor,
+    counted: Tensor,
 ) -> None:
-    measured[name] = channel_statistics(values, sites.rules[name].channels(module, values.ndim))
+    measured[name] = channel_statistics(counted, sites.rules[name].channels(module, counted.ndim))
 
 
 def _record_feature(
@@ -230,16 +234,32 @@ def _output_hooks(
 
 
 @contextmanager
-def _site_hooks(model: nn.Module, sites: RepairSites, visit: Visit) -> Iterator[None]:
+def _site_hooks(model: nn.Module, sites: RepairSites, visit: VisitCounted) -> Iterator[None]:
     """Pass the corrected tensor of every site to `visit`, in order of execution."""
+    is_real: Tensor | None = None
+
+    def begin(_model: nn.Module, args: tuple[Any, ...]) -> None:
+        nonlocal is_real
+        is_real = real_tokens(sites.padding, args[0])
+
+    def visit_site(name: str, module: nn.Module, values: Tensor) -> Tensor | None:
+        counted = values
+        fits = is_real is not None and values.shape[:-1] == is_real.shape
+        if fits and min(sites.rules[name].channels(module, values.ndim)) > 1:
+            counted = values[is_real].unsqueeze(0)
+        return visit(name, module, values, counted)
+
     with ExitStack() as hooks:
+        # first, as other hooks may replace ids by other arguments
+        hooks.enter_context(model.register_forward_pre_hook(begin, prepend=True))
         for name, rule in sites.rules.items():
             module = model.get_submodule(name)
             if rule.at_input:
-                before = partial(_on_input, visit, name)
+                before = partial(_on_input, visit_site, name)
                 hooks.enter_context(module.register_forward_pre_hook(before, with_kwargs=True))
             else:
-                hooks.enter_context(module.register_forward_hook(partial(_on_output, visit, name)))
+                after = partial(_on_output, visit_site, name)
+                hooks.enter_context(module.register_forward_hook(after))
         yield
 
 

@@ -73,7 +73,7 @@ def repair(
         raise InputError("calibration: repair needs inputs [N, …], got none")
     check_masks(masks, target.weights)
     calibration = calibration.to(target.device)
-    sites = find_repair_sites(target.model, calibration, frozen=target.weights)
+    sites = find_repair_sites(target.model, calibration, target.weights, target.inputs.padding)
     dense = measure_dense(target.model, sites, calibration)
     # Masks come from the CPU, whatever the device of the network.
     moved = {name: mask.to(target.device) for name, mask in masks.items()}

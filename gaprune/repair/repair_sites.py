@@ -182,6 +182,7 @@ class RepairSites:
     skipped: tuple[str, ...]  # "name: reason", for modules that cannot be repaired
     width: int  # bytes of the largest activation, per input
     features: tuple[str, ...] = ()
+    padding: int | None = None  # id of the tokens that fill up texts: their statistics do not count
 
 
 @torch.no_grad()
@@ -189,10 +190,12 @@ def find_repair_sites(
     model: nn.Module,
     inputs: Tensor,
     frozen: Collection[str] = (),
+    padding: int | None = None,
 ) -> RepairSites:
     """Run the network on the first two of its inputs `[N, …]` and list what can be repaired.
 
     `frozen` are the qualified names of parameters that keep their bits: the prunable ones.
+    `padding` is the id of the tokens that fill up texts.
     """
     # Running statistics alone suffice where there are any; else biases and norms are corrected.
     batch_norms = (module for module in model.modules() if isinstance(module, _NormBase))
@@ -218,9 +221,8 @@ def find_repair_sites(
         rules.pop(name, None)
         reasons.pop(name, None)
     skipped = tuple(f"{name}: {reason}" for name, reason in reasons.items())
-    return RepairSites(
-        rules, skipped, max(trace.sizes.values(), default=0), _features(rules, trace)
-    )
+    width = max(trace.sizes.values(), default=0)
+    return RepairSites(rules, skipped, width, _features(rules, trace), padding)
 
 
 def norms_behind(model: nn.Module, inputs: Tensor) -> dict[str, str]:

@@ -251,7 +251,7 @@ def repair_sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
 def _sites(target: Target, inputs: Tensor | None = None) -> RepairSites:
     if inputs is None:
         inputs = torch.cat([target.example(), target.example()])
-    return find_repair_sites(target.model, inputs, frozen=target.weights)
+    return find_repair_sites(target.model, inputs, target.weights, target.inputs.padding)
 
 
 def _nothing(sites: RepairSites) -> str:
