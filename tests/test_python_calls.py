@@ -256,6 +256,20 @@ def test_wrong_types_are_named_in_one_line(options: dict[str, Any], message: str
     assert "--" not in str(caught.value)
 
 
+def test_budgets_are_checked_before_generators_are_weighed() -> None:
+    """Weighing takes seconds to minutes, after which an error would be late."""
+    sizes: list[int] = []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    model[0].register_forward_hook(lambda _module, _inputs, output: sizes.append(len(output)))
+    inputs = InputOptions(shape=(1, 8, 8), range=(0, 1))
+    for option in ({"layer_sparsity": {"none": 0.5}}, {"floor": 0.9}, {"sparsity": 0.9999}):
+        with pytest.raises(InputError):
+            run(model, method="wanda", inputs=inputs, **option)
+    assert max(sizes) < 10  # inputs on which the network is tried
+    run(model, method="wanda", inputs=inputs)
+    assert max(sizes) > 10
+
+
 def test_settings_take_what_torch_users_write() -> None:
     """A `torch.device`, and one name where several are possible."""
     search = {**SMALL, "method": "evolved", "initial_criteria": "lamp"}

@@ -183,8 +183,14 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
     Raises:
         InputError: a setting does not fit the network.
     """
-    keep_heap()  # generators are weighed now
     settings, preset = checked.settings, checked.preset
+    # what the user may have to change is refused before generators are weighed, which takes longer
+    resolved = add_layout(checked, target)
+    if settings.max_drop is None:  # else the sparsity is only the largest one tried
+        keep_total(resolved.layout, settings.sparsity)
+    if settings.repair_in_loop:
+        repair_sites(target)
+    keep_heap()  # generators are weighed now
     num_layers = len(target.layout.names)
     changes: dict[str, Any] = {
         name: value for name, value in preset.defaults.items() if getattr(settings, name) is None
@@ -218,12 +224,7 @@ def resolve_settings(checked: CheckedSettings, target: Target) -> ResolvedSettin
         )
     changes |= _density_search(draft, settings.density_search, num_layers)
     changes |= _guides(draft, settings, preset, target)
-    resolved = add_layout(replace(checked, settings=settings.replace(**changes)), target)
-    if settings.max_drop is None:  # else the sparsity is only the largest one tried
-        keep_total(resolved.layout, settings.sparsity)
-    if settings.repair_in_loop:  # before calibration inputs are made, which takes minutes
-        repair_sites(target)
-    return resolved
+    return replace(resolved, settings=settings.replace(**changes))
 
 
 def add_layout(checked: CheckedSettings, target: Target) -> ResolvedSettings:
