@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -89,6 +91,16 @@ def test_losses_of_a_group_are_scaled_to_the_change_of_the_outputs() -> None:
     change = (fit - centred).square().mean() / centred.square().mean()
     macs = TRIED * 4
     assert float(losses.sort().values[:4].sum()) * macs == pytest.approx(float(change), rel=0.02)
+
+
+@pytest.mark.parametrize("criterion", [conditional, conditional_loss])
+def test_many_outputs(criterion: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of layers with more outputs than inputs are the same in a basis of their weights."""
+    target = target_of(Perceptron, (6,))
+    inputs, units = calibration_for(target, 200), channels_of(target)
+    expected = criterion(target, inputs, units)
+    monkeypatch.setattr(sys.modules[conditional.__module__], "MORE_OUTPUTS", 0)
+    assert torch.allclose(criterion(target, inputs, units), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", [Residual, Separable, Joined])

@@ -35,6 +35,7 @@ ENTRIES = 1 << 20  # of the patches of a layer and batch
 SENSED = 32  # inputs on which noise is followed to the outputs
 NOISE = 0.1  # its variance, of the layer's outputs
 TRIED = 128  # inputs on which the outputs without half of a group's channels are compared
+MORE_OUTPUTS = 4  # times as many outputs as inputs: weights are taken in a basis of their rows
 LEAST = 1e-12  # loss without a channel
 TIE = 1e-6  # least relative difference of scores in a group
 
@@ -104,9 +105,57 @@ class _Read(NamedTuple):
     layer: str
     table: Tensor  # of `ChannelReaders`, `[positions, channels]`
     inverse: Tensor  # Σ⁻¹, `[positions, channels, block, channels, block]`
-    weights: Tensor  # times `scale`, `[positions, channels, block, outputs]`
+    weights: Tensor  # times `scale`, in `basis`, `[positions, channels, block, outputs]`
+    basis: Tensor | None  # orthonormal, `[positions, 1, outputs of weights, outputs]`; None: all
     scale: Tensor  # `[outputs]`
     macs: float  # of one channel
+
+    @classmethod
+    def of(
+        cls,
+        layer: str,
+        module: nn.Module,
+        table: Tensor,
+        sums: Sequence[Tensor],
+        noise: float,
+        macs: float,
+    ) -> _Read:
+        """Return what a layer reads at positions `[positions, channels]`.
+
+        Args:
+            layer: its name.
+            module: the layer.
+            table: of `ChannelReaders`.
+            sums: how many samples, Σ x and Σ x·xᵀ.
+            noise: the change of the network's outputs by noise in those of the layer.
+            macs: of one input.
+        """
+        number, total, products = sums
+        mean = total / number
+        covariance = products / number - mean[:, :, None] * mean[:, None, :]
+        variance = covariance.diagonal(dim1=1, dim2=2)
+        variance += RIDGE * variance.mean() + torch.finfo(variance.dtype).tiny
+        positions, channels = table.shape
+        block = len(variance[0]) // channels
+        matrix = module.get_parameter("weight").detach().movedim(input_axis(module), 0).double()
+        # without patches, every entry of a kernel counts as an output
+        read = matrix[table].flatten(3) if block > 1 else matrix[table].flatten(2)[..., None]
+        read = read.mT.contiguous()
+        flat = read.view(positions, channels * block, -1)
+        spread = ((covariance @ flat) * flat).sum((0, 1)).view(matrix.shape[1], -1).sum(1)
+        scale = (len(spread) * spread + torch.finfo(spread.dtype).tiny).rsqrt()
+        scale *= noise**0.5
+        scale = scale.repeat_interleave(read.shape[-1] // len(scale))
+        inverse = torch.linalg.inv(covariance).view(positions, channels, block, channels, block)
+        weights, basis = read * scale, None
+        if flat.shape[2] > MORE_OUTPUTS * flat.shape[1]:
+            columns, factors = torch.linalg.qr(weights.view_as(flat).mT)
+            weights, basis = factors.mT.reshape(*read.shape[:3], -1), columns.mT[:, None]
+        return cls(layer, table, inverse, weights, basis, scale, positions * macs)
+
+    def matrix(self, weights: Tensor) -> Tensor:
+        """Return fitted weights without the scale, `[positions, channels, block, outputs]`."""
+        return (weights if self.basis is None else weights @ self.basis) / self.scale
 
 
 @dataclass(eq=False)
@@ -122,7 +171,10 @@ class _Cell:
     def losses(self, count: int) -> Tensor:
         """Return the loss without each of `count` channels: tr(Wᵀ ((Σ⁻¹)_cc)⁻¹ W)."""
         blocks = self.inverse.diagonal(dim1=1, dim2=3).movedim(-1, 1)
-        losses = (self.weights * torch.linalg.solve(blocks, self.weights)).sum((0, 2, 3))
+        single = blocks.shape[-1] == 1  # then `solve` is slow
+        weights = self.weights
+        solved = weights / blocks if single else torch.linalg.solve(blocks, weights)
+        losses = (weights * solved).sum((0, 2, 3))
         zeros = torch.zeros(count, dtype=losses.dtype, device=losses.device)
         return zeros.index_add_(0, self.local[self.inside], losses[self.inside])
 
@@ -194,30 +246,11 @@ def _measured(
         for batch in batches(network, calibration, BATCH):
             network.model(batch)
     noise = _noise_gains(network.model, batches(network, calibration, SENSED), readers)
-    measured = []
-    for layer, tables in readers.items():
-        module = network.model.get_submodule(layer)
-        matrix = module.get_parameter("weight").detach().movedim(input_axis(module), 0).double()
-        for table, (number, total, products) in zip(tables, sums[layer], strict=False):
-            mean = total / number
-            covariance = products / number - mean[:, :, None] * mean[:, None, :]
-            variance = covariance.diagonal(dim1=1, dim2=2)
-            variance += RIDGE * variance.mean() + torch.finfo(variance.dtype).tiny
-            positions, channels = table.shape
-            block = len(variance[0]) // channels
-            # without patches, every entry of a kernel counts as an output
-            read = matrix[table].flatten(3) if block > 1 else matrix[table].flatten(2)[..., None]
-            read = read.mT.contiguous()
-            flat = read.view(positions, channels * block, -1)
-            spread = ((covariance @ flat) * flat).sum((0, 1)).view(matrix.shape[1], -1).sum(1)
-            scale = (len(spread) * spread + torch.finfo(spread.dtype).tiny).rsqrt()
-            scale *= noise[layer] ** 0.5
-            scale = scale.repeat_interleave(read.shape[-1] // len(scale))
-            inverse = torch.linalg.inv(covariance)
-            inverse = inverse.view(positions, channels, block, channels, block)
-            each = positions * macs[layer]
-            measured.append(_Read(layer, table, inverse, read * scale, scale, each))
-    return measured
+    return [
+        _Read.of(layer, network.model.get_submodule(layer), table, added, noise[layer], macs[layer])
+        for layer, tables in readers.items()
+        for table, added in zip(tables, sums[layer], strict=False)
+    ]
 
 
 class _Outputs(NamedTuple):
@@ -270,7 +303,7 @@ class _Outputs(NamedTuple):
                     hook = module.register_forward_hook(partial(repair, read.layer))
                     hooks.enter_context(hook)
                 matrix = weights[name].movedim(input_axis(module), 0)
-                rows = (fitted / read.scale).mT.reshape(matrix[read.table].shape)
+                rows = read.matrix(fitted).mT.reshape(matrix[read.table].shape)
                 matrix[read.table] = rows.to(matrix)
             return self.change(weights)
 
