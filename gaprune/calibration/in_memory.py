@@ -144,7 +144,7 @@ def _entry(argument: str, entry: object, *, labelled: bool) -> StoredArrays:
 def _has_one_label(batch: object) -> bool:
     """Return whether what an iterable holds is one input and its label, not a batch of them."""
     if isinstance(batch, Mapping):
-        labels: object = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
+        labels: Any = next((batch[key] for key in _LABEL_KEYS if key in batch), None)
     else:
         labels = batch[1] if isinstance(batch, (list, tuple)) and batch[1:] else None
     return isinstance(labels, Number) or (_is_array(labels) and np.ndim(labels) == 0)
