@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import OBJECTIVES, WORST
-from gaprune.models.forward import CHUNK, batched_forward
+from gaprune.models.forward import CHUNK, batched_forward, forward_batch_size
 from gaprune.models.macs import suitable_batch
 
 NAMES = sorted(OBJECTIVES)
@@ -161,3 +161,11 @@ def test_the_batch_shrinks_as_the_network_grows(macs: int) -> None:
     assert batch in (32, 64, 128, 256)
     assert batch >= suitable_batch(2 * macs)
     assert (suitable_batch(1), suitable_batch(10**9)) == (256, 32)
+
+
+def test_long_texts_pass_in_small_batches() -> None:
+    """A forward pass takes 4,096 tokens; other inputs are counted, unless they are large."""
+    lengths = (16, 256, 2048, 10_000)
+    tokens = [forward_batch_size(torch.zeros(1, n, dtype=torch.int64)) for n in lengths]
+    assert tokens == [CHUNK, 16, 2, 1]
+    assert forward_batch_size(torch.zeros(1, 10_000)) == CHUNK

@@ -20,6 +20,7 @@ from gaprune.models.subnormal_numbers import subnormals_as_zero
 
 CHUNK = 64  # inputs per forward pass: activations stay in the cache, memory stays bounded
 ENTRIES = 1 << 22  # most input values per forward pass; reduces the batch of large inputs
+TOKENS = 1 << 12  # most tokens per forward pass: a transformer holds thousands of values for each
 GPU_CHUNK = 512  # small networks are limited by kernel launches there
 
 
@@ -101,9 +102,10 @@ def split_batches(inputs: Tensor) -> Sequence[Tensor]:
 
 
 def forward_batch_size(inputs: Tensor) -> int:
-    """Return how many inputs one forward pass takes; it depends on their size and device only."""
+    """Return how many inputs one forward pass takes; it depends on their size, dtype and device only."""
     most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
-    return max(1, min(most, ENTRIES // max(1, inputs[:1].numel())))
+    entries = TOKENS if inputs.dtype == torch.int64 else ENTRIES
+    return max(1, min(most, entries // max(1, inputs[:1].numel())))
 
 
 def relative_difference(outputs: Tensor, expected: Tensor) -> float:
