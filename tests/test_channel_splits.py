@@ -37,6 +37,8 @@ class Split(nn.Module):
         self.part, self.other = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
         self.wide = nn.Conv2d(8, 8, 1)
         self.width, self.thin, self.widths = 4, 3, [3, 5]
+        self.grid, self.weights = torch.rand(36, 36), [torch.rand(2), torch.rand(2)]
+        self.mean, self.variance = nn.Buffer(torch.rand(8)), nn.Buffer(torch.rand(8) + 0.5)
         self.scale, self.shift = nn.Parameter(torch.rand(8, 1, 1)), nn.Parameter(torch.rand(6))
         self.norm = nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
         self.grouped, self.gate = nn.Conv2d(8, 16, 3, padding=1, groups=8), nn.Conv2d(8, 1, 1)
@@ -141,6 +143,25 @@ def _branches(net: nn.Module, x: Tensor) -> Tensor:
     return (stacked * weights).sum(1)
 
 
+def _shifted(_: nn.Module, x: Tensor) -> Tensor:
+    shifted = torch.zeros_like(x)
+    shifted[:, :, 1:] = x[:, :, :-1]
+    return torch.cat([shifted, x.new_zeros(len(x), x.shape[1], 1, 6)], 2)[:, :, 1:]
+
+
+def _around(_: nn.Module, x: Tensor) -> Tensor:
+    return functional.max_pool2d(functional.pad(x, (1, 1, 1, 1), mode="circular"), 3, 1)
+
+
+def _over_places(net: Split, x: Tensor) -> Tensor:
+    return (x.flatten(2) @ net.grid).view_as(x).rot90(dims=(2, 3))
+
+
+def _frozen_norm(net: Split, x: Tensor) -> Tensor:
+    scale = net.scale.flatten()
+    return functional.batch_norm(x, net.mean, net.variance, scale)
+
+
 # name → function, features of the head, and layer → sets of removable channels
 CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
     "C2f": (_c2f, 14, {"first": 4, "part": 4}),
@@ -160,6 +181,10 @@ CASES: dict[str, tuple[Middle, int, dict[str, int]]] = {
     "pooling in channels-last order": (_pooled, 10, {"first": 8, "wide": 8}),
     "grouped convolution": (_in_groups, 18, {"first": 8}),
     "a gate of one channel": (_gated, 10, {"first": 8}),
+    "places shifted into zeros": (_shifted, 10, {"first": 8}),
+    "circular padding": (_around, 10, {"first": 8}),
+    "a product over places": (_over_places, 10, {"first": 8}),
+    "BatchNorm as a function": (_frozen_norm, 10, {"first": 8}),
 }
 
 

@@ -111,7 +111,7 @@ class ChannelLabels:
             if self.vary(labels, inner):
                 self.fix_all(left, HEAD_WIDTH)
                 self.fix_all(right, HEAD_WIDTH)
-            if labels is left and self.vary(labels, outer):
+            if labels is left and int(right.max()) and self.vary(labels, outer):
                 self.fix_all(left, f"they are rows of a product in {what}")
         rows = left.narrow(-1, 0, 1).expand(size)
         columns = right.narrow(-2, 0, 1).expand(size)
@@ -134,6 +134,20 @@ class ChannelLabels:
                 labels = labels.narrow(dim, 0, 1)
                 sizes[2 * index : 2 * index + 2] = 0, 0
         return functional.pad(labels, sizes, value=CONSTANT).expand(shape)
+
+    def like(self, labels: Tensor, shape: Sequence[int]) -> Tensor | None:
+        """Return the labels of a new tensor that is made in the likeness of a labelled one.
+
+        It has as many channels. Otherwise it holds constants: None.
+        """
+        if len(shape) != labels.ndim:
+            return None
+        for dim, size in enumerate(shape):
+            if labels.shape[dim] != size:
+                if self.vary(labels, dim):
+                    return None
+                labels = labels.narrow(dim, 0, 1)
+        return labels.expand(shape)
 
     def reason(self, label: int) -> str | None:
         """Return why a set is fixed, or None."""

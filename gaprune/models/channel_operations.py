@@ -57,9 +57,13 @@ def _names(*lines: str) -> frozenset[str]:
 # Operations of ATen by name, without the underscore of in-place variants.
 MOVING = _names(
     "permute transpose t squeeze unsqueeze expand slice select split split_with_sizes unbind cat",
-    "stack repeat roll flip unfold im2col index_select narrow diagonal",
+    "stack repeat roll flip rot90 unfold im2col index_select narrow diagonal",
     "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d",
     "replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle",
+)
+CREATING = _names(
+    "zeros_like ones_like empty_like full_like rand_like randn_like",
+    "new_zeros new_ones new_empty new_full",
 )
 SIZED = _names("split split_with_sizes slice")  # by numbers that the code may take from attributes
 RESHAPING = _names("view _unsafe_view reshape _reshape_alias")

@@ -26,9 +26,11 @@ from gaprune.models.channel_layers import (
     passing_through,
     refusal,
 )
+from gaprune.models.channel_numbers import ChannelNumbers
 from gaprune.models.channel_operations import (
     ALONG_DIMENSIONS,
     ATTENTION,
+    CREATING,
     ELEMENTWISE,
     MOVING,
     PARTS,
@@ -51,7 +53,6 @@ class ChannelTracer(TorchDispatchMode):
         inputs: layer → label of each input channel that it reads.
         attributes: name → label of each element of a module's vector, such as that of LayerScale,
             or of each channel that a module's number counts, such as the width of Res2Net's parts.
-        numbers: those of the attributes that are numbers.
     """
 
     def __init__(
@@ -66,17 +67,18 @@ class ChannelTracer(TorchDispatchMode):
         self.outputs: dict[str, Tensor] = {}
         self.inputs: dict[str, Tensor] = {}
         self.attributes: dict[str, Tensor] = {}
-        self.numbers: set[str] = set()
         self.factored: dict[str, set[int]] = {}  # site of a reshape that splits channels → labels
         self.num_factors: dict[str, int] = {}  # the same site → into how many dimensions
         self._free_factors = free_factors or {}
-        self._with_numbers = with_numbers
         self._first_channel = 1  # labels below are those of vectors
         self._of: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self._hidden = 0  # depth of layers whose operations are not looked at
         self._path: list[str] = []
         self._sites: dict[str, int] = {}
         self._model = model
+        self._counts = ChannelNumbers(
+            model, self.labels, self.attributes, self._path, used=with_numbers
+        )
         self._owners = {
             id(parameter): name
             for name, module in model.named_modules()
@@ -84,6 +86,11 @@ class ChannelTracer(TorchDispatchMode):
             for parameter in (*module.parameters(recurse=False), *module.buffers(recurse=False))
         }
         self._misused: dict[str, str] = {}
+
+    @property
+    def numbers(self) -> set[str]:
+        """Names of the attributes that are numbers."""
+        return self._counts.names
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -219,10 +226,24 @@ class ChannelTracer(TorchDispatchMode):
     def _follow(self, call: Call) -> None:
         output = call.output
         is_part = isinstance(output, Tensor) and output.untyped_storage().nbytes() > output.nbytes
-        if call.is_in_place and is_part and (call.name == "copy" or output not in self._of):
-            # the labels of the whole would have to change, too
-            raise NotImplementedError(call.name)
+        if call.is_in_place and is_part:
+            if output not in self._of:  # the labels of the whole would have to change, too
+                raise NotImplementedError(call.name)
+            if call.name == "copy":
+                self._fill(call)
+                return
         rule_of(call)(self, call)
+
+    def _fill(self, call: Call) -> None:
+        """Join the labels of a part with those of what is copied into it."""
+        places, copied = self._of[call.output], self._labels_of(call.args[1])
+        self.labels.join_all(places, torch.where(copied == CONSTANT, places, copied), call.site)
+
+    def create(self, call: Call) -> None:
+        """Give a new tensor the labels of the one that it is like; the trial of groups decides."""
+        labels = self.labels.like(self._of[call.args[0]], call.output.shape)
+        if labels is not None:
+            self._of[call.output] = labels
 
     def reshape(self, call: Call) -> None:
         """Follow elements into another shape."""
@@ -244,6 +265,15 @@ class ChannelTracer(TorchDispatchMode):
     def pad(self, call: Call) -> None:
         """Follow padding with a number."""
         self._of[call.output] = self.labels.pad(self._of[call.args[0]], call.args[1])
+
+    def normalise(self, call: Call) -> None:
+        """Join channels with the elements of the vectors that scale and shift them."""
+        tensor, *vectors = (value for value in call.args[:5] if isinstance(value, Tensor))
+        labels = self._of[tensor]
+        for vector in vectors:
+            of = self._labels_of(vector).view(-1, *[1] * (labels.ndim - 2))
+            self.labels.join_all(labels, of, call.site)
+        self._of[next(iter(tree_iter(call.output)))] = labels
 
     def restride(self, call: Call) -> None:
         """Follow another order in memory, as of global pooling in channels-last order."""
@@ -277,74 +307,21 @@ class ChannelTracer(TorchDispatchMode):
         start, length, stride = PARTS[name](arguments, size)
         if length == size or not varies(self.labels.roots(stripped(labels, but=dim)), dim):
             return
-        if name == "split_with_sizes" and self._count_list(labels, arguments["split_sizes"], dim):
+        if name == "split_with_sizes" and self._counts.count_list(
+            labels, arguments["split_sizes"], dim
+        ):
             return
         if length > 0 and size % length == 0 and start % length == 0:
             # parts are adjacent (stride 1) or interleaved
             shape = (size // length, length) if stride == 1 else (length, size // length)
             parts = labels.unflatten(dim, shape)
             self.labels.join_along(parts, dim if stride == 1 else dim + 1, what)
-            if name in SIZED and not self._count(length, labels.narrow(dim, start, length), dim):
-                self._count(size, labels, dim)  # the code divides it
-        elif not self._count_unequal(name, labels, arguments, dim):
+            if name in SIZED and not self._counts.count(
+                length, labels.narrow(dim, start, length), dim
+            ):
+                self._counts.count(size, labels, dim)  # the code divides it
+        elif not self._counts.count_unequal(name, labels, arguments, dim):
             self.labels.fix_all(labels, f"they are split into unequal parts by {what}")
-
-    def _count_unequal(
-        self, name: str, labels: Tensor, arguments: Mapping[str, Any], dim: int
-    ) -> bool:
-        """Count the channels of unequal parts; return whether the module stores all sizes."""
-        size = labels.shape[dim]
-        if name == "slice" and arguments["step"] == 1:
-            start, stop, _ = slice(arguments["start"], arguments["end"]).indices(size)
-            ends = [end for end in (start, stop) if 0 < end < size]
-            return all(self._count(end, labels.narrow(dim, 0, end), dim) for end in ends)
-        if name != "split_with_sizes":
-            return False
-        sizes = [int(part) for part in arguments["split_sizes"]]
-        parts = labels.split(sizes, dim)
-        for part, other in ((a, b) for a in parts for b in parts if a.shape == b.shape):
-            self.labels.join_all(part, other, name, in_layer=True)  # the same number may count both
-        return all(self._count(size, part, dim) for size, part in zip(sizes, parts, strict=True))
-
-    def _count(self, number: int, labels: Tensor, dim: int) -> bool:
-        """Let numbers of the calling module that equal a count of channels count these channels.
-
-        Return whether it has one.
-        """
-        names = [key for key, value in self._numbers() if value == number and type(value) is int]
-        return bool(names) and all(self._attach(name, labels, dim) for name in names)
-
-    def _count_list(self, labels: Tensor, sizes: Sequence[int], dim: int) -> bool:
-        """Let a list of the calling module count the parts; return whether it has one."""
-        names = [
-            key
-            for key, value in self._numbers()
-            if type(value) in (list, tuple) and list(value) == list(sizes)
-        ]
-        parts = list(enumerate(labels.split(list(sizes), dim)))
-        return bool(names) and all(
-            self._attach(f"{name}[{index}]", part, dim) for name in names for index, part in parts
-        )
-
-    def _numbers(self) -> list[tuple[str, Any]]:
-        """Return name → value of the attributes of the module whose forward pass runs."""
-        if not self._with_numbers or not self._path:
-            return []
-        path = self._path[-1]
-        attributes = vars(self._model.get_submodule(path))
-        return [(f"{path}.{key}".lstrip("."), value) for key, value in attributes.items()]
-
-    def _attach(self, name: str, labels: Tensor, dim: int) -> bool:
-        """Let a number count channels along a dimension, unless other dimensions differ."""
-        matrix = self.labels.roots(stripped(labels, but=dim)).movedim(dim, 0).flatten(1)
-        if bool((matrix != matrix[:, :1]).any()):
-            return False
-        counted = matrix[:, 0]
-        self.labels.join_all(
-            self.attributes.setdefault(name, counted), counted, f"the number {name}"
-        )
-        self.numbers.add(name)
-        return True
 
     def _reshaped(self, labels: Tensor, shape: torch.Size, what: str) -> Tensor:
         """Return reshaped labels; where channels are split into factors, all but one are fixed."""
@@ -364,7 +341,7 @@ class ChannelTracer(TorchDispatchMode):
                     self.labels.join_along(result, dim, what)
         if labels.shape != shape:
             for dim in free:
-                self._count(result.shape[dim], result, dim)
+                self._counts.count(result.shape[dim], result, dim)
         return result
 
     def combine(self, call: Call) -> None:
@@ -476,7 +453,9 @@ _RULES: dict[str, Callable[[ChannelTracer, Call], None]] = {
     "as_strided": ChannelTracer.restride,
     "constant_pad_nd": ChannelTracer.pad,
     "glu": ChannelTracer.gate,
-    "bmm": ChannelTracer.multiply,
+    **dict.fromkeys(("native_batch_norm", "cudnn_batch_norm"), ChannelTracer.normalise),
+    **dict.fromkeys(CREATING, ChannelTracer.create),
+    **dict.fromkeys(("mm", "bmm"), ChannelTracer.multiply),
 }
 _PARTS_OF_NAMES: dict[str, Callable[[ChannelTracer, Call], None]] = {
     ATTENTION: ChannelTracer.attend,

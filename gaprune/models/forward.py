@@ -102,7 +102,7 @@ def split_batches(inputs: Tensor) -> Sequence[Tensor]:
 
 
 def forward_batch_size(inputs: Tensor) -> int:
-    """Return how many inputs one forward pass takes; it depends on their size, dtype and device only."""
+    """Return how many inputs one forward pass takes, by their size, dtype and device only."""
     most = CHUNK if inputs.device.type == "cpu" else GPU_CHUNK
     entries = TOKENS if inputs.dtype == torch.int64 else ENTRIES
     return max(1, min(most, entries // max(1, inputs[:1].numel())))
