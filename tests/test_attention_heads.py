@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gaprune.models.channel_groups import ChannelGraph
-from gaprune.models.channel_removal import remove_channels
+from gaprune.models.channel_removal import masked_equivalent, remove_channels
 from gaprune.models.sources.optional_packages import import_extra
 from gaprune.models.sources.outputs import choose_output
 from gaprune.models.sources.tokenizer import take_ids
@@ -96,3 +96,20 @@ def test_heads_of_transformers(make: Callable[[], nn.Module], heads: int) -> Non
     smaller = remove_channels(model, example, {layer: [channel]})
     whole = model.get_parameter(f"{layer}.weight")
     assert len(smaller.get_parameter(f"{layer}.weight")) == len(whole) * (heads - 1) // heads
+
+
+def test_heads_of_gpt2() -> None:
+    """Heads and widths of its transposed linear layers go, and the rest computes the same."""
+    torch.manual_seed(0)
+    model = language_model("GPT2LMHeadModel", n_inner=16)
+    example = torch.randint(20, (1, 9))
+    graph = ChannelGraph.trace(model, example)
+    assert [len(group.channels) for group in graph.groups] == [4, 16, 4, 16]
+    attention, mlp = (graph.groups[index].layers[0] for index in (0, 1))
+    removed = {attention: [7], mlp: [2, 3]}
+    smaller = remove_channels(model, example, removed)
+    assert smaller.get_parameter(f"{attention}.weight").shape == (24, 3 * 18)
+    assert smaller.get_parameter(f"{mlp}.weight").shape == (24, 14)
+    with torch.no_grad():
+        expected = masked_equivalent(model, example, removed)(example)
+        torch.testing.assert_close(smaller(example), expected)

@@ -29,8 +29,10 @@ MIN_GROUPS = 8  # of a convolution: of fewer, too few channels could be removed
 
 def is_traced_layer(module: nn.Module) -> bool:
     """Return whether a module is seen as a whole, not by its operations."""
-    prelu = isinstance(module, nn.PReLU) and module.num_parameters > 1
-    return prelu or isinstance(module, (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, *MIXING))
+    if isinstance(module, nn.PReLU):
+        return module.num_parameters > 1
+    layers = (_ConvNd, nn.Linear, _BatchNorm, _InstanceNorm, *MIXING)
+    return isinstance(module, layers) or is_layer(module, HF_CONV1D)
 
 
 def num_groups(module: nn.Module) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from gaprune.models.layer_kinds import HF_CONV1D, is_layer
 
-# Attributes of torch layers that hold their number of channels.
-_OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters")
-_INPUTS = ("in_channels", "in_features")
+# Attributes of layers that hold their number of channels; the last are those of GPT-2's Conv1D.
+_OUTPUTS = ("out_channels", "out_features", "num_features", "num_parameters", "nf")
+_INPUTS = ("in_channels", "in_features", "nx")
 
 
 class ChannelRemoval(NamedTuple):
@@ -29,12 +29,14 @@ class ChannelRemoval(NamedTuple):
 
 def num_outputs(layer: nn.Module) -> int:
     """Return the number of output channels of a layer (convolution, linear, norm, PReLU)."""
-    return next(int(getattr(layer, name)) for name in _OUTPUTS if hasattr(layer, name))
+    stated = next((int(getattr(layer, name)) for name in _OUTPUTS if hasattr(layer, name)), None)
+    return layer.get_parameter("weight").shape[1 - input_axis(layer)] if stated is None else stated
 
 
 def num_inputs(layer: nn.Module) -> int:
     """Return the number of input channels of a layer (convolution, linear)."""
-    return next(int(getattr(layer, name)) for name in _INPUTS if hasattr(layer, name))
+    stated = next((int(getattr(layer, name)) for name in _INPUTS if hasattr(layer, name)), None)
+    return layer.get_parameter("weight").shape[input_axis(layer)] if stated is None else stated
 
 
 def sliced_copy(model: nn.Module, removal: ChannelRemoval, *, share: bool = False) -> nn.Module:
@@ -133,7 +135,8 @@ def zeroed_copy(model: nn.Module, removal: ChannelRemoval) -> nn.Module:
         module = zeroed.get_submodule(layer)
         for name, parameter in module.named_parameters(recurse=False):
             # transposed convolutions store [in, out, …], except depthwise ones
-            axis = int(name == "weight" and is_transposed(module) and module.groups == 1)
+            groups = getattr(module, "groups", 1)
+            axis = int(name == "weight" and is_transposed(module) and groups == 1)
             parameter.index_fill_(axis, torch.tensor(indices, device=parameter.device), 0)
     return zeroed
 
