@@ -140,7 +140,7 @@ class InputOptions:
         shape: sizes without the batch axis, such as (1, 28, 28).
         range: lowest and highest value that the network is fed. Not together with `mean`, `std`.
         mean, std: normalisation of raw values in 0 to 1, one number or one per channel.
-        kind: a key of `KINDS`.
+        kind: image, signal, vector or tokens.
         vocabulary: number of token ids; implies kind `tokens`.
     """
 

@@ -242,7 +242,7 @@ class Result:
         return attach(without_added_hooks(copy.deepcopy(self.target.model)), self.masks)
 
     def record(self) -> dict[str, Any]:
-        """Return the content of `result.json`: plain data, the schema of the README."""
+        """Return the content of `result.json`: plain data."""
         return {
             "schema": RESULT_SCHEMA,
             "target": self.target.name,
