@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from search_cases import seeds_of, tiny_evaluator, tiny_model
-from torch import nn
+from torch import Tensor, nn
 
-from gaprune import InputOptions, prune
+from gaprune import GapruneWarning, InputOptions, prune
 from gaprune.callbacks import Callbacks
 from gaprune.config import make_settings
 from gaprune.evaluation.evaluator import ValidationScore
@@ -119,6 +120,32 @@ def test_one_class_counts_from_99_percent_on() -> None:
     objective = OBJECTIVES["relative-error"]
     numbers = replace(EVALUATOR, validation=validation, objective=objective)
     assert not [*validation_warnings(numbers)]
+
+
+class Branches(nn.Module):
+    """Uses an embedding, a standardised weight and one of two heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.standardised = nn.Embedding(9, 6), nn.Linear(6, 6)
+        self.head, self.unused = nn.Linear(6, 3), nn.Linear(6, 30)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        weight = self.standardised.weight
+        hidden = self.embedding(ids).mean(1) @ (weight - weight.mean(1, keepdim=True)).T
+        logits: Tensor = self.head(hidden.relu())
+        return logits
+
+
+def test_weights_that_nothing_uses_give_a_warning() -> None:
+    """Removing them would make the others less sparse than the result says."""
+    options: dict[str, Any] = {"inputs": InputOptions(shape=(5,)), "method": "magnitude"}
+    options |= {"sparsity": 0.5, "progress": False, "prune_also": "embedding.weight"}
+    with pytest.warns(GapruneWarning, match=r"180 of 288 .*\(unused\.weight\).*ignore="):
+        prune(Branches(), **options)
+    with warnings.catch_warnings(record=True) as issued:
+        prune(Branches(), ignore="unused", **options)
+    assert not any("no part" in str(warning.message) for warning in issued)
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,9 @@ class PythonDisplay(Observer):
         self.close()
         if not self._enabled:
             return
-        from tqdm.auto import tqdm  # noqa: PLC0415 - the command line does not need it
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a notebook without ipywidgets gets bars of text
+            from tqdm.auto import tqdm  # noqa: PLC0415 - the command line does not need it
 
         class Bar(tqdm):  # type: ignore[misc]
             """A bar without tqdm's own thread."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
+import torch
+from torch import Tensor
+
 from gaprune.config import EVOLVED
 from gaprune.criteria import find_criterion
 from gaprune.evaluation.evaluator import Evaluator
 from gaprune.evaluation.objectives import agreement
 from gaprune.evolution.search_plan import OVERFIT_DROP, SearchResult
 from gaprune.io.weights import tensors_of
+from gaprune.models.forward import functional_call
 from gaprune.models.fresh_weights import fresh_layers
 from gaprune.models.input_spec import picture_shapes
+from gaprune.models.macs import macs_by_weight
+from gaprune.models.network import DenseNetwork
 from gaprune.models.prunable import parameters_left_whole, parts_left_as_they_are
 from gaprune.models.subnormal_numbers import count_subnormal
 from gaprune.models.target import Target
 from gaprune.records import LOW_FIT, Provenance
 
 MAX_LISTED = 5  # layers in a message
+TRIED = 4  # validation inputs on which weights are looked for that nothing uses
 WELL_COVERED = 0.8  # prunable fraction of the weights below which a run warns
 ONE_CLASS = 0.99  # share of validation inputs in one class from which agreement says nothing
 
@@ -101,6 +108,15 @@ def domain_warning(provenance: Provenance, method: str) -> str | None:
 
 def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
     """Yield the warnings before a search."""
+    if unused := unused_weights(evaluator.network, evaluator.validation.inputs[:TRIED]):
+        count = sum(evaluator.network.weights[name].numel() for name in unused)
+        more = f" and {len(unused) - MAX_LISTED} more" if unused[MAX_LISTED:] else ""
+        yield (
+            f"{count:,} of {evaluator.network.layout.total:,} prunable weights take no part in the "
+            f"outputs ({', '.join(unused[:MAX_LISTED])}{more}): removing them costs nothing, and "
+            "the other layers are less sparse than the result says; --ignore=NAME leaves a layer "
+            "whole and does not count it"
+        )
     n_of_m = evaluator.layout.n_of_m
     if n_of_m is not None and None in n_of_m.axes:
         pairs = zip(evaluator.layout.names, n_of_m.axes, strict=True)
@@ -124,6 +140,25 @@ def validation_warnings(evaluator: Evaluator) -> Iterator[str]:
             "within any --max-drop: distrust the figures, and use other inputs (--calibration, "
             "--validation; --range, --mean and --std state their values)"
         )
+
+
+def unused_weights(network: DenseNetwork, inputs: Tensor) -> list[str]:
+    """Return the prunable weights that do not affect the outputs on inputs `[N, …]`.
+
+    Products show nearly all of the others. What is left, such as embeddings, and weights that
+    forward standardises first, is used if it has a gradient.
+    """
+    parameters = {name: network.model.get_parameter(name) for name in network.weights}
+    macs = macs_by_weight(network.model, inputs[:1], parameters)[1]
+    leaves = {name: p.detach().requires_grad_() for name, p in parameters.items() if not macs[name]}
+    if not leaves:
+        return []
+    with torch.enable_grad():
+        outputs = functional_call(network.model, leaves, (inputs,))
+    if not outputs.requires_grad:
+        return [*leaves]
+    gradients = torch.autograd.grad(outputs.sum(), [*leaves.values()], allow_unused=True)
+    return [name for name, grad in zip(leaves, gradients, strict=True) if grad is None]
 
 
 def baseline_warning(agreements: Mapping[str, float]) -> str | None:
