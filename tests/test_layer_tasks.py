@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
 from criterion_networks import network_of, seeded
-from criterion_networks import tiny as two_layers
 from test_attention_heads import language_model
 from torch import Tensor, nn
 
 from gaprune.criteria import layer_tasks, score
-from gaprune.criteria.allocation import block_wanda_rows
+from gaprune.criteria.allocation import (
+    DECAY,
+    best_densities,
+    fisher_wanda_rows,
+    layer_damages,
+)
 from gaprune.criteria.layer_inputs import InputMoments, WeightShape
 from gaprune.criteria.layer_tasks import layer_tasks_on, shared_inputs, work_on_layers
 from gaprune.criteria.swaps import one_shot_mask
+from gaprune.evaluation.objectives import token_divergence
 from gaprune.models.blocks import sequential_blocks
+from gaprune.models.forward import functional_forward
 from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import DenseNetwork
 from gaprune.workers import WorkerOptions, open_workers
@@ -137,24 +143,45 @@ def test_layers_of_the_same_input_share_its_moments() -> None:
     }
 
 
-def test_blocks_that_cost_more_keep_more() -> None:
-    """Counts follow the damage of blocks; rows of a layer keep equally many weights."""
+def test_damages_are_divergences_of_the_outputs() -> None:
+    """Those of layers whose smallest weights are removed alone, to second order."""
+    network, texts = llama(), torch.randint(20, (200, 12), generator=seeded())
+    removed = {name: w.abs() < 0.3 * w.abs().mean() for name, w in network.weights.items()}
+    damages = layer_damages(network, removed, texts, seeded())
+    dense = network.model(texts).flatten(0, 1)
+    exact = {}
+    for name, weight in network.weights.items():
+        outputs = functional_forward(network.model, {name: weight * ~removed[name]}, texts)
+        exact[name] = float(token_divergence(outputs.flatten(0, 1), dense)) * texts.numel()
+    assert damages.keys() == exact.keys()
+    total = sum(exact.values())
+    assert sum(damages.values()) == pytest.approx(total, rel=0.2)
+    for name, damage in damages.items():
+        assert damage == pytest.approx(exact[name], rel=0.5, abs=0.05 * total)
+
+
+def test_no_exchange_between_layers_lowers_the_damage() -> None:
+    """Densities minimise the sum of the layers' damages and keep as many weights in all."""
+    damages = torch.tensor([3.0, 0.2, 0.2, 5e-9, 800.0], dtype=torch.float64)
+    sizes = torch.tensor([40.0, 40.0, 10.0, 5.0, 5.0], dtype=torch.float64)
+    best = best_densities(damages, sizes, 0.4)
+    assert float(best @ sizes) == pytest.approx(40)
+    assert best[3:].tolist() == pytest.approx([0.2, 0.7])  # no layer leaves its bounds
+    costs = damages * (-DECAY * (best - 0.4)).exp()
+    gains = (DECAY * costs / sizes)[:3]  # of one more weight
+    assert gains.tolist() == pytest.approx([float(gains[0])] * 3)
+
+
+def test_rows_of_a_layer_keep_equally_many_weights() -> None:
+    """Counts follow the layers' damages, and all rows of a layer have the same."""
     network = llama()
-
-    def damage(weights: Mapping[str, Tensor]) -> float:
-        return 10.0 if all(".layers.0." in name for name in weights) else 1.0
-
-    scores = block_wanda_rows(network, IDS, 0.5, damage)
+    scores = fisher_wanda_rows(network, IDS, IDS, 0.5, seeded())
     masks = network.layout.split(one_shot_mask(scores, network.layout, 0.5))
-    kept = {name: int(mask.sum()) for name, mask in masks.items()}
-    assert sum(kept.values()) == network.layout.total // 2
-    for name, mask in masks.items():
-        if ".layers.0." in name:
-            assert kept[name] > kept[name.replace(".0.", ".1.")]
+    assert sum(int(mask.sum()) for mask in masks.values()) == network.layout.total // 2
+    assert len({round(float(mask.float().mean()), 1) for mask in masks.values()}) > 1
+    for mask in masks.values():
         rows = mask.sum(1)
         assert int(rows.max() - rows.min()) <= 1
-    with pytest.raises(LookupError):
-        block_wanda_rows(two_layers(), torch.rand(5, 4).double(), 0.5, damage)
 
 
 @pytest.mark.usefixtures("by_blocks")

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from gaprune.criteria.activations import lamp_wanda_rows, wanda_rows
-from gaprune.criteria.allocation import block_wanda_rows
+from gaprune.criteria.allocation import fisher_wanda_rows
 from gaprune.criteria.layer_inputs import InputMoments, outputs_first
 from gaprune.criteria.layer_tasks import work_on_layers
 from gaprune.criteria.row_swaps import refine_mask
 from gaprune.criteria.weights_only import lamp
 from gaprune.masks.budget import keep_total
 from gaprune.masks.supermask import Layout, global_mask, masked_weights
-from gaprune.models.blocks import sequential_blocks
 from gaprune.models.forward import batched_forward, functional_forward
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
@@ -28,8 +27,6 @@ MOST_INPUTS = 4096  # calibration inputs: the more, the better the matrices of w
 # Calibration inputs on which masks are compared, values that the network may return for them, and
 # tokens of them in all.
 COMPARED, OUTPUTS, TOKENS = 256, 2**25, 4096
-FEWER = 4  # times fewer inputs for the damage of a part of the network
-TRUSTS = (1.0, 0.5)  # in these damages
 LOGITS = 3  # axes of next-token logits: texts, places and vocabulary
 # Couplings of inputs are weakened by this fraction: calibration inputs are few, or not of the
 # domain of the training data. So is the weight of their mean in the error. MiniLM at 0.7 on
@@ -46,10 +43,10 @@ def swaps(
 ) -> Tensor:
     """Refine a one-shot mask by swaps that lower the squared error of its rows' outputs.
 
-    The mask is that of `lamp` or `lamp-wanda-rows`. For causal language models, whose own texts are
-    of their domain, it may also be that of `wanda-rows`, at equal counts or at those of
-    `block_wanda_rows`. It is whichever brings
-    the network's outputs on calibration inputs closest to the dense ones. See `refined_scores`.
+    The mask is that of `lamp` or `lamp-wanda-rows`. For language models, whose own texts are of
+    their domain, it may also be that of `wanda-rows`, at equal counts or at those of
+    `fisher_wanda_rows`. It is whichever brings the network's outputs on calibration inputs closest
+    to the dense ones. See `refined_scores`. The generator is not advanced.
     """
     assert calibration is not None  # `score_with` has checked it
     density = DENSITY if density is None else density
@@ -61,13 +58,13 @@ def swaps(
         partial(lamp_wanda_rows, network, calibration),
     ]
     if network.inputs.kind == "tokens" and outputs.ndim == LOGITS:
-        count = min(count, TOKENS // inputs.numel())
-        few = _Damage.on(network, calibration[: max(1, count // FEWER)])
+        count = max(1, min(count, TOKENS // inputs.numel()))
         bases.append(partial(wanda_rows, network, calibration))
-        if network.layout.n_of_m is None and sequential_blocks(network.model, inputs):
-            measured = partial(block_wanda_rows, network, calibration, density, few)
-            bases += [partial(measured, trust) for trust in TRUSTS]
-    damage = _Damage.on(network, calibration[: max(1, count)])
+        if network.layout.n_of_m is None:
+            measured = partial(fisher_wanda_rows, network, calibration, calibration[:count])
+            bases.append(partial(measured, density, generator))
+    compared = calibration[: max(1, count)].to(network.device)
+    dense = batched_forward(network.model, compared)
     best, lowest = bases[0], math.inf
     for base in bases:
         scores = base()
@@ -75,34 +72,21 @@ def swaps(
             return scores  # `score` reports which layer is not finite
         mask = one_shot_mask(scores, network.layout, density)
         del scores  # the best ones are computed again: they take as much memory as the network
-        error = damage(masked_weights(network.weights, network.layout.split(mask)))
+        weights = masked_weights(network.weights, network.layout.split(mask))
+        error = _difference(functional_forward(network.model, weights, compared), dense, compared)
         if error < lowest:
             best, lowest = base, error
     return refined_scores(best(), network, calibration, density, generator, correlated=False)
 
 
-@dataclass(frozen=True, eq=False)
-class _Damage:
-    """How far the outputs of a network with other weights are from the dense ones on inputs."""
-
-    model: nn.Module
-    inputs: Tensor
-    dense: Tensor
-
-    @classmethod
-    def on(cls, network: DenseNetwork, inputs: Tensor) -> _Damage:
-        inputs = inputs.to(network.device)
-        return cls(network.model, inputs, batched_forward(network.model, inputs))
-
-    def __call__(self, weights: Mapping[str, Tensor]) -> float:
-        """Return the squared error, or of next-token distributions the KL divergence."""
-        outputs = functional_forward(self.model, weights, self.inputs)
-        if outputs.ndim == LOGITS and self.inputs.dtype == torch.int64:
-            student, teacher = (x.float().log_softmax(-1) for x in (outputs, self.dense))
-            error = functional.kl_div(student, teacher, reduction="sum", log_target=True)
-        else:
-            error = (outputs - self.dense).square().sum()
-        return float(error) if math.isfinite(error) else math.inf
+def _difference(outputs: Tensor, dense: Tensor, inputs: Tensor) -> float:
+    """Return the squared error of outputs, or of next-token distributions the KL divergence."""
+    if outputs.ndim == LOGITS and inputs.dtype == torch.int64:
+        student, teacher = (x.float().log_softmax(-1) for x in (outputs, dense))
+        error = functional.kl_div(student, teacher, reduction="sum", log_target=True)
+    else:
+        error = (outputs - dense).square().sum()
+    return float(error) if math.isfinite(error) else math.inf
 
 
 def correlation_swaps(
