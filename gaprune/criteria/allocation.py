@@ -10,6 +10,7 @@ EvoPress (Sieberling et al. 2024) searches such counts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -27,8 +28,8 @@ from gaprune.criteria.weights_only import flat_scores
 from gaprune.models.network import DenseNetwork
 from gaprune.models.time_limit import check_time
 
-# A tenth more of the weights halves the damage of any layer (SmolLM2: e^6.2 to e^7.6 for all of
-# them, by kind; 6.8, 8.5 and decays measured for each layer give equally good counts).
+# A tenth more of its weights halves the damage of a layer. SmolLM2: decays of 6.2 to 7.6 by kind of
+# layer; 6.8, 8.5 and decays measured for each layer give equally good counts.
 DECAY = 7.0
 REACH = 0.5  # a layer's density is at most this fraction of the way to 0 or 1 from the mean
 
@@ -75,7 +76,9 @@ def _densities(
         for name, ranks in ranked_rows(network, products(network, calibration))
     }
     damages = layer_damages(network, removed, texts, generator)
-    names = [name for name, damage in damages.items() if damage > 0]
+    names = [name for name, damage in damages.items() if 0 < damage < math.inf]
+    if not names:
+        return {}
     sizes = torch.tensor([network.weights[name].numel() for name in names], dtype=torch.float64)
     values = torch.tensor([damages[name] for name in names], dtype=torch.float64)
     return dict(zip(names, best_densities(values, sizes, density).tolist(), strict=True))
@@ -116,8 +119,8 @@ def layer_damages(
         for text in texts.to(network.device).split(1):
             check_time()
             logs = all_logits(network.model, text).float().log_softmax(-1).flatten(0, 1)
-            drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
-            if logs.requires_grad:
+            if logs.requires_grad and not bool(logs.isnan().any()):
+                drawn = torch.multinomial(logs.detach().exp().cpu(), 1, generator=generator)
                 torch.autograd.grad(logs.gather(1, drawn.to(logs.device)).sum(), origin)
     return damages
 

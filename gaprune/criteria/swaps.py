@@ -72,11 +72,15 @@ def swaps(
             return scores  # `score` reports which layer is not finite
         mask = one_shot_mask(scores, network.layout, density)
         del scores  # the best ones are computed again: they take as much memory as the network
-        weights = masked_weights(network.weights, network.layout.split(mask))
-        error = _difference(functional_forward(network.model, weights, compared), dense, compared)
+        error = _difference(_masked_outputs(network, mask, compared), dense, compared)
         if error < lowest:
             best, lowest = base, error
     return refined_scores(best(), network, calibration, density, generator, correlated=False)
+
+
+def _masked_outputs(network: DenseNetwork, mask: Tensor, inputs: Tensor) -> Tensor:
+    weights = masked_weights(network.weights, network.layout.split(mask))
+    return functional_forward(network.model, weights, inputs)
 
 
 def _difference(outputs: Tensor, dense: Tensor, inputs: Tensor) -> float:
