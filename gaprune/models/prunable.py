@@ -254,7 +254,7 @@ def _foreign_modules(model: nn.Module) -> Iterator[tuple[str, str]]:
         if isinstance(module, torch.jit.ScriptModule):
             problem = _SCRIPTED
         elif is_quantised(module):
-            problem = "is quantised: its weights are packed integers"
+            problem = "is quantised: its weights are packed integers; prune before that"
         else:
             continue
         outer = (*outer, f"{path}.")

@@ -318,7 +318,7 @@ def _obstacle(
     if any(uses.get(id(leaf), 1) > 1 for leaf in leaves):
         return f"shares its {names} with another module"
     if calls == 0:
-        return "is not used by forward"
+        return "forward does not use it"
     if calls > 1:
-        return f"is used {calls} times by one forward pass; one correction cannot fit every use"
+        return f"forward uses it {calls} times, and one correction cannot fit every use"
     return None
