@@ -125,6 +125,19 @@ def test_a_run_is_resumed_with_its_examples(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"calibration": torch.rand(8, 4)}, "calibration.*example_inputs="),
+        ({"test": (torch.rand(8, 4), torch.zeros(8).long())}, "test: .*several"),
+    ],
+)
+def test_data_of_one_argument_is_refused(options: dict[str, Any], message: str) -> None:
+    """The message says where all arguments are stated."""
+    with pytest.raises(InputError, match=message):
+        gaprune.prune(Pair(), example_inputs=arguments(FEW), **{**SEARCH, **options})
+
+
+@pytest.mark.parametrize(
     ("examples", "message"),
     [
         ({"ids": torch.zeros(2, 5)[0, 0]}, "first axis"),

@@ -76,7 +76,7 @@ def test_counts_are_those_of_the_state(
 @pytest.mark.slow
 def test_onnx_is_measured_like_the_network(result: Result, exported: dict[str, Path]) -> None:
     """Its agreement and MACs are those of the dense format."""
-    onnx, dense = measure(exported["onnx"], exported["dense"], runtimes=[ONNX], batches=[2])
+    onnx, dense = measure(exported["onnx"], exported["dense"], runtimes=ONNX, batches=2)
     assert onnx.kind == "onnx"
     assert onnx.parameters >= sum(value.numel() for value in result.state_dict().values())
     assert onnx.agreement == pytest.approx(dense.agreement, abs=0.002)

@@ -337,6 +337,15 @@ def tied() -> nn.Module:
     return nn.Sequential(table, head)
 
 
+def test_a_second_mask_of_a_parameter_is_refused() -> None:
+    """As when a cell of a notebook runs again; the first mask stays."""
+    layer, masks = nn.Linear(3, 1), {"weight": torch.tensor([[True, False, True]])}
+    attach(layer, masks)
+    with pytest.raises(InputError, match=r"gaprune\.detach"):
+        attach(layer, masks)
+    assert layer.weight.count_nonzero() == 2
+
+
 def test_a_tied_parameter_is_masked_in_every_module() -> None:
     """It has its first name; after detach or bake embedding and head share one parameter again."""
     model, ids = seeded_model(tied), torch.arange(5)

@@ -156,6 +156,11 @@ def _fit_shape(stored: Tensor, spec: InputSpec, source: str) -> Tensor:
         return stored.unsqueeze(1)
     if actual == (math.prod(wanted),):
         return stored.reshape(-1, *wanted)
+    if spec.examples:
+        raise InputError(
+            f"calibration inputs: {source} holds one argument of the network, which takes several; "
+            "state examples of all with --inputs alone"
+        )
     shapes = [wanted, (math.prod(wanted),)] + ([(*wanted[1:], wanted[0])] if is_image else [])
     accepted = " or ".join(str(("N", *shape)).replace("'", "") for shape in dict.fromkeys(shapes))
     raise InputError(

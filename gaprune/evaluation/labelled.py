@@ -24,6 +24,7 @@ def read_labelled(argument: str, data: object, target: Target) -> Samples:
         InputError: the file does not exist, does not fit the network, or has no labels. Messages
             begin with `argument`, the user's name for it.
     """
+    _check_one_argument(argument, target)
     spec = target.inputs
     try:
         if isinstance(data, (str, Path)):
@@ -84,11 +85,7 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
         InputError: missing labels, labels that are no classes of the outputs, wrong shapes, or no
             inputs.
     """
-    if target.inputs.examples:
-        raise InputError(
-            f"{argument}: labelled data needs one tensor per input, and this network takes several "
-            "arguments; leave it out: the agreement with the dense network is measured"
-        )
+    _check_one_argument(argument, target)
     labels = samples.labels
     if labels is None or labels.shape != samples.inputs.shape[:1] or labels.is_floating_point():
         given = "none" if labels is None else f"{labels.dtype} of shape {tuple(labels.shape)}"
@@ -105,6 +102,14 @@ def check_labelled(argument: str, samples: Samples, target: Target) -> Samples:
     inputs = samples.inputs.to(target.dtype) if floating else samples.inputs
     check_classes(argument, labels, batched_forward(target.model, inputs[:1].to(target.device)))
     return Samples(inputs, labels.long(), samples.source)
+
+
+def _check_one_argument(argument: str, target: Target) -> None:
+    if target.inputs.examples:
+        raise InputError(
+            f"{argument}: labelled data needs one tensor per input, and this network takes several "
+            "arguments; leave it out: the agreement with the dense network is measured"
+        )
 
 
 def check_classes(argument: str, labels: Tensor, outputs: Tensor) -> None:

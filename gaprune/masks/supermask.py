@@ -265,11 +265,17 @@ def attach(model: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
         masks: qualified name → bool tensor of the parameter's shape; a tied parameter has one mask.
 
     Raises:
-        InputError: a name that is no parameter, a mask of another shape or dtype.
+        InputError: a name that is no parameter or is masked already, a mask of another shape or
+            dtype.
     """
     parameters = dict(model.named_parameters())
     for name, mask in masks.items():
         if name not in parameters:
+            path, dot, leaf = name.rpartition(".")
+            if f"{path}{dot}parametrizations.{leaf}.original" in parameters:
+                raise InputError(
+                    f"masks: {name!r} is masked already; call gaprune.bake or gaprune.detach first"
+                )
             raise InputError(
                 f"masks: {name!r} is not a parameter of the model; it has {', '.join(parameters)}"
             )

@@ -85,8 +85,8 @@ class FileMeasurement:
 def measure(
     *files: str | Path,
     target: str | Target | nn.Module | None = None,
-    runtimes: Sequence[str] | None = None,
-    batches: Sequence[int] = BATCHES,
+    runtimes: str | Sequence[str] | None = None,
+    batches: int | Sequence[int] = BATCHES,
     observer: Observer | None = None,
     trust_code: bool = False,
 ) -> list[FileMeasurement]:
@@ -98,8 +98,8 @@ def measure(
             `compact` export is not loaded: the network is built from the files beside it.
         target: the dense network: a target's name, a run directory, a `Target`, or a module whose
             inputs an export or a run beside the file describes. None looks there for the network.
-        runtimes: keys of `RUNTIMES`; None takes all.
-        batches: batch sizes.
+        runtimes: one or several keys of `RUNTIMES`; None takes all.
+        batches: one or several batch sizes.
         observer: is told of progress.
         trust_code: whether code runs that only a file names or holds: the factory that a run or
             export names which this user's gaprune did not write on this machine, or a program of
@@ -112,7 +112,9 @@ def measure(
     """
     if not files:
         raise InputError("file: none given; name one or more files")
-    names = list(RUNTIMES) if runtimes is None else list(runtimes)
+    stated = RUNTIMES if runtimes is None else runtimes
+    names = [stated] if isinstance(stated, str) else list(stated)
+    batches = (batches,) if isinstance(batches, int) else batches
     for name in names:
         if name not in RUNTIMES:
             raise unknown_name("runtimes", name, RUNTIMES)

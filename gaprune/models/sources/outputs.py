@@ -133,6 +133,6 @@ def check_one_input(model: nn.Module) -> None:
         ]
         raise InputError(
             f"model: gaprune passes one tensor by position, but forward of {type(model).__name__} "
-            f"needs {', '.join(needed)}; state examples with --inputs, or write a factory that "
-            "returns a module whose forward takes one tensor"
+            f"needs {', '.join(needed)}; state examples with --inputs (gaprune prune only), or "
+            "wrap it in a module whose forward takes one tensor"
         ) from error
