@@ -250,8 +250,9 @@ def _site_hooks(model: nn.Module, sites: RepairSites, visit: VisitCounted) -> It
         return visit(name, module, values, counted)
 
     with ExitStack() as hooks:
-        # first, as other hooks may replace ids by other arguments
-        hooks.enter_context(model.register_forward_pre_hook(begin, prepend=True))
+        if sites.padding is not None:
+            # first, as other hooks may replace ids by other arguments
+            hooks.enter_context(model.register_forward_pre_hook(begin, prepend=True))
         for name, rule in sites.rules.items():
             module = model.get_submodule(name)
             if rule.at_input:
