@@ -20,7 +20,7 @@ from gaprune.formatting import percent
 @pytest.fixture(scope="module")
 def found() -> Demo:
     """The demonstration with a search of a moment."""
-    return run_demo(Observer(), QUICK)
+    return run_demo(Observer(), {**QUICK, "initial_criteria": ("magnitude", "lamp")})
 
 
 def test_every_method_has_a_row_at_every_sparsity(found: Demo) -> None:
