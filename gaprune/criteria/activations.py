@@ -64,13 +64,13 @@ def lamp_wanda_rows(network: DenseNetwork, calibration: Tensor | None, *_: objec
 def _lamp_scores_in_order(network: DenseNetwork, orders: Iterable[tuple[str, Tensor]]) -> Tensor:
     """Assign each layer's LAMP scores by the magnitudes in `orders`; flat float32."""
     scores = (
-        (name, in_order(lamp_scores(network.weights[name].detach()), order))
+        (name, _in_order(lamp_scores(network.weights[name].detach()), order))
         for name, order in orders
     )
     return flat_scores(network, scores)
 
 
-def in_order(values: Tensor, order: Tensor) -> Tensor:
+def _in_order(values: Tensor, order: Tensor) -> Tensor:
     """Return the values of a layer, the largest where `order` of its shape is largest, and so on.
 
     Magnitudes of `order` count. NaN and Inf in it stay visible: `score` reports them.
