@@ -16,6 +16,7 @@ from gaprune.workers.transport import (
     TaskResult,
     pack_error,
     pack_genome,
+    pack_message,
     pack_result,
     pack_task,
     unpack_genome,
@@ -108,3 +109,31 @@ def test_an_exception_arrives_with_its_traceback(error: Exception) -> None:
     assert type(error).__name__ in f"{type(arrived).__name__}: {arrived}"
     if isinstance(error, ValueError):
         assert "raised in a worker" in arrived.__notes__[0]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0).reshape(2, 3).T,
+        torch.tensor(2.5),
+        torch.empty(0, 3),
+        torch.ones(3, dtype=torch.bfloat16),
+        torch.ones(2, requires_grad=True),
+        torch.eye(3).to_sparse(),
+        torch.tensor([1 + 2j]).conj(),
+    ],
+    ids=["transposed", "scalar", "empty", "bfloat16", "gradient", "sparse", "conjugate"],
+)
+def test_tensors_arrive_as_they_were(tensor: Tensor) -> None:
+    """Every kind of tensor arrives with its values, dtype and gradient, and may be written."""
+    arrived = unpack_task(pack_message(tensor))
+    assert arrived.dtype == tensor.dtype
+    assert arrived.requires_grad == tensor.requires_grad
+    assert arrived.to_dense().resolve_conj().equal(tensor.to_dense().resolve_conj())
+    with torch.no_grad():
+        arrived.add_(arrived)
+
+
+def test_a_view_is_sent_without_the_rest() -> None:
+    """The message of ten numbers of a large tensor is small."""
+    assert len(pack_message(torch.zeros(10**6)[:10])) < 1000

@@ -7,6 +7,7 @@ sent once, to the nodes that need it, and the genome of a child that does not su
 from __future__ import annotations
 
 import contextlib
+import io
 import pickle
 import re
 import traceback
@@ -51,10 +52,27 @@ class TaskResult(NamedTuple):
     timings: Timings | None = None  # of the actor, if they were asked for
 
 
+class MessagePickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc] # Ray has no types
+    """Writes tensors as NumPy arrays, which takes half the time: they are copied less often."""
+
+    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401
+        """Return how to build `obj` again, or `NotImplemented` for the usual way."""
+        if type(obj) is Tensor and not obj.requires_grad:
+            with contextlib.suppress(TypeError, RuntimeError):  # see `pack_genome`; sparse tensors
+                return torch.from_numpy, (obj.numpy(),)
+        return super().reducer_override(obj)
+
+
+def pack_message(content: object) -> bytes:
+    """Return a message; views of tensors become tensors of their own."""
+    message = io.BytesIO()
+    MessagePickler(message).dump(content)
+    return message.getvalue()
+
+
 def pack_task(task: Any) -> bytes:
     """Return the message of a task, without its parents."""
-    bare = replace(task, parents=()) if getattr(task, "parents", ()) else task
-    return bytes(ray.cloudpickle.dumps(bare))
+    return pack_message(replace(task, parents=()) if getattr(task, "parents", ()) else task)
 
 
 def unpack_task(message: bytes, parents: tuple[PackedGenome, ...] = ()) -> Any:
@@ -69,7 +87,7 @@ def pack_result(answer: TaskResult, *, breeds: bool) -> tuple[bytes, PackedGenom
     if breeds and answer.intact:
         genome = pack_genome(answer.result.genes)
         answer = answer._replace(result=replace(answer.result, genes=None), has_genome=True)
-    return bytes(ray.cloudpickle.dumps(answer)), genome
+    return pack_message(answer), genome
 
 
 def pack_error(error: Exception) -> bytes:
@@ -77,11 +95,11 @@ def pack_error(error: Exception) -> bytes:
     error = origin_of(error)
     error.add_note(f"raised in a worker:\n{traceback.format_exc()}")
     try:
-        message = bytes(ray.cloudpickle.dumps(TaskResult(error=error)))
+        message = pack_message(TaskResult(error=error))
         pickle.loads(message)  # noqa: S301 - some exceptions can be pickled but not unpickled
     except Exception:  # noqa: BLE001 - a user's exception may raise anything
         plain = GapruneError(f"{type(error).__name__}: {error}")
-        return bytes(ray.cloudpickle.dumps(TaskResult(error=plain)))
+        return pack_message(TaskResult(error=plain))
     return message
 
 
