@@ -127,12 +127,12 @@ def _make_row(network: str, key: dict[str, Any], calibration: str, scored: Path)
     started = time.monotonic()
     if key["method"] == SPARSE_GPT:
         pruned = _by_sparse_gpt(target, settings)
+        cost = {"seconds": time.monotonic() - started, "peak_mb": peak_mb()}
     else:
-        result = prune_target(target, settings)
-        pruned = target.masked_copy(result.masks)
-    seconds = time.monotonic() - started
-    peak = peak_mb()
-    return {**_scores(pruned, target.model, ids), "seconds": seconds, "peak_mb": peak}
+        masks = prune_target(target, settings).masks
+        cost = {"seconds": time.monotonic() - started, "peak_mb": peak_mb()}
+        pruned = target.masked_copy(masks)  # a network of its own, only to be scored
+    return {**_scores(pruned, target.model, ids), **cost}
 
 
 def _by_sparse_gpt(target: Target, settings: Settings) -> nn.Module:

@@ -55,7 +55,7 @@ class TaskResult(NamedTuple):
 class MessagePickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc] # Ray has no types
     """Writes tensors as NumPy arrays, which takes half the time: they are copied less often."""
 
-    def reducer_override(self, obj: Any) -> Any:  # noqa: ANN401
+    def reducer_override(self, obj: Any) -> Any:
         """Return how to build `obj` again, or `NotImplemented` for the usual way."""
         if type(obj) is Tensor and not obj.requires_grad:
             with contextlib.suppress(TypeError, RuntimeError):  # see `pack_genome`; sparse tensors
