@@ -32,7 +32,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the outputs of the layers to `x`, `[N, width]`."""
-        return x + self.layers(x)
+        outputs: Tensor = self.layers(x)
+        return x + outputs
 
 
 def measure_layers(

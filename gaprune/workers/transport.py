@@ -11,6 +11,7 @@ import io
 import pickle
 import re
 import traceback
+from collections import ChainMap
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -52,21 +53,24 @@ class TaskResult(NamedTuple):
     timings: Timings | None = None  # of the actor, if they were asked for
 
 
-class MessagePickler(ray.cloudpickle.CloudPickler):  # type: ignore[misc] # Ray has no types
-    """Writes tensors as NumPy arrays, which takes half the time: they are copied less often."""
+def _reduce_tensor(tensor: Tensor) -> Any:
+    """Return how to build a tensor again: from a NumPy array, which is copied less often."""
+    if not tensor.requires_grad:
+        with contextlib.suppress(TypeError, RuntimeError):  # see `pack_genome`; sparse tensors
+            return torch.from_numpy, (tensor.numpy(),)
+    return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
-    def reducer_override(self, obj: Any) -> Any:
-        """Return how to build `obj` again, or `NotImplemented` for the usual way."""
-        if type(obj) is Tensor and not obj.requires_grad:
-            with contextlib.suppress(TypeError, RuntimeError):  # see `pack_genome`; sparse tensors
-                return torch.from_numpy, (obj.numpy(),)
-        return super().reducer_override(obj)
+
+class MessagePickler(ray.cloudpickle.CloudPickler):
+    """Pickles tensors in half the time."""
+
+    dispatch_table = ChainMap({Tensor: _reduce_tensor}, ray.cloudpickle.CloudPickler.dispatch_table)
 
 
 def pack_message(content: object) -> bytes:
     """Return a message; views of tensors become tensors of their own."""
     message = io.BytesIO()
-    MessagePickler(message).dump(content)
+    MessagePickler(message).dump(content)  # type: ignore[no-untyped-call] # Ray has no types
     return message.getvalue()
 
 
