@@ -13,7 +13,7 @@ import re
 import traceback
 from collections import ChainMap
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import ray
@@ -64,7 +64,9 @@ def _reduce_tensor(tensor: Tensor) -> Any:
 class MessagePickler(ray.cloudpickle.CloudPickler):
     """Pickles tensors in half the time."""
 
-    dispatch_table = ChainMap({Tensor: _reduce_tensor}, ray.cloudpickle.CloudPickler.dispatch_table)
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {Tensor: _reduce_tensor}, ray.cloudpickle.CloudPickler.dispatch_table
+    )
 
 
 def pack_message(content: object) -> bytes:
