@@ -13,7 +13,7 @@ import re
 import traceback
 from collections import ChainMap
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -64,7 +64,8 @@ def _reduce_tensor(tensor: Tensor) -> Any:
 class MessagePickler(ray.cloudpickle.CloudPickler):
     """Pickles tensors in half the time."""
 
-    dispatch_table: ClassVar[Any] = ChainMap(
+    # as the base class has it: shared by all instances
+    dispatch_table = ChainMap(  # noqa: RUF012
         {Tensor: _reduce_tensor}, ray.cloudpickle.CloudPickler.dispatch_table
     )
 
