@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -56,10 +56,10 @@ class SweepOptions:
 class SweepResult:
     """The points of a sweep."""
 
-    rows: list[dict[str, Any]]  # plain data, one per point
+    rows: list[dict[str, Any]] = field(repr=False)  # plain data, one per point
     best: dict[str, Any] | None  # row of the furthest point that loses no more than `max_drop`
     dense_accuracy: float | None  # of the unchanged network, or None without labels
-    plot: Callable[[Path], None]  # writes the picture to a .svg or .png
+    plot: Callable[[Path], None] = field(repr=False)  # writes the picture to a .svg or .png
 
 
 def sweep(  # noqa: PLR0913 # options, each by its own name
