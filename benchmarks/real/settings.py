@@ -85,7 +85,14 @@ SETTINGS["minilm-half"] = {
 }
 OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → better settings
     "resnet20": {
-        "repair": {"population": 3, "offspring": 2, "density_search": 3, "learning_rate": 1.2},
+        "repair": {
+            "initial_criteria": ["correlation"],
+            "population": 3,
+            "offspring": 2,
+            "density_search": 3,
+            "feature_loss": 2.0,
+            "learning_rate": 1.2,
+        },
     },
     "efficientnet-lite0": {
         "repair": {"warmup": 0, "generations": 2, "steps": 40},
