@@ -324,8 +324,17 @@ def training_table(saved: Saved) -> list[str]:
 
 
 def peers_table(saved: Saved) -> list[str]:
-    """Return what other tools make of the same networks, and below why figures are missing."""
-    rows = [peers.Row(**{name: row[name] for name in FIELDS[PEERS]}) for row in saved[PEERS]]
+    """Return what other tools make of the same networks, and below why figures are missing.
+
+    Of several seeds, it is the row with the median accuracy.
+    """
+    seeds: dict[tuple[str, str, float], list[peers.Row]] = {}
+    for saved_row in saved[PEERS]:
+        row = peers.Row(**{name: saved_row[name] for name in FIELDS[PEERS]})
+        seeds.setdefault((row.network, row.tool, row.sparsity), []).append(row)
+    rows = [
+        sorted(same, key=lambda row: row.accuracy or 0)[len(same) // 2] for same in seeds.values()
+    ]
     lines = [f"| {' | '.join(peers.HEADS)} |", "|---" * len(peers.HEADS) + "|"]
     notes: dict[str, list[str]] = {}
     for network in peers.CASES:
