@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from benchmarks.cluster.local_ray import local_ray, wait_for_all
 from gaprune.criteria.layer_tasks import layer_tasks_on
@@ -17,23 +19,30 @@ from gaprune.models.network import DenseNetwork
 from gaprune.workers import WorkerOptions
 from gaprune.workers.ray_pool import RayWorkers
 
-# the matrices of the blocks' inputs take 340 MB: too many for one pass, see `work_on_layers`
-WIDTH, HIDDEN, BLOCKS, INPUTS = 1024, 3072, 8, 8192
+# the matrices of the blocks' inputs take 278 MB: too many for one pass, see `work_on_layers`
+WIDTH, HIDDEN, BLOCKS, TOKENS = 576, 1536, 16, 32  # the blocks are those of SmolLM2-135M
+INPUTS = 256
 
 
-class FeedForward(nn.Module):
-    """The feed-forward half of a transformer's block."""
+class Block(nn.Module):
+    """A transformer's block with one head and seven linear layers, as Llama has them."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width)
-        )
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.attention = nn.ModuleList(nn.Linear(width, width) for _ in range(4))
+        self.gate, self.up = nn.Linear(width, hidden), nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Add the outputs of the layers to `x`, `[N, width]`."""
-        outputs: Tensor = self.layers(x)
-        return x + outputs
+        """Return what `x`, `[N, tokens, width]`, becomes."""
+        normed = self.norms[0](x)
+        query, key, value = (layer(normed) for layer in self.attention[:3])
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        x = x + cast("Tensor", self.attention[3](mixed))
+        normed = self.norms[1](x)
+        added: Tensor = self.down(functional.silu(self.gate(normed)) * self.up(normed))
+        return x + added
 
 
 def measure_layers(
@@ -41,13 +50,13 @@ def measure_layers(
 ) -> dict[str, float]:
     """Refine half of the weights on one actor and on two, in turn; the masks must be equal."""
     torch.manual_seed(0)
-    model = nn.Sequential(*(FeedForward(width, hidden) for _ in range(blocks)))
+    model = nn.Sequential(*(Block(width, hidden) for _ in range(blocks)))
     weights = {
         name: weight.detach() for name, weight in model.named_parameters() if weight.ndim > 1
     }
     layout = Layout.of(weights)
-    network = DenseNetwork(model, weights, layout, InputSpec((width,), "vector"))
-    calibration, scores = torch.randn(inputs, width), network.flat.abs()
+    network = DenseNetwork(model, weights, layout, InputSpec((TOKENS, width), "signal"))
+    calibration, scores = torch.randn(inputs, TOKENS, width), network.flat.abs()
     seconds: dict[int, float] = {}
     refined: list[Tensor] = []
     with local_ray(2):
