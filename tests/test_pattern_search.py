@@ -27,6 +27,7 @@ from gaprune.evolution.tasks import BreedTask
 from gaprune.evolution.variation import Variation
 from gaprune.masks.supermask import layer_counts
 from gaprune.models.target import target_from_module
+from gaprune.runs.prune import prepare_run
 from gaprune.runs.run import PruningRun
 from gaprune.runs.setup import check_settings, resolve_settings
 from gaprune.workers import SerialWorkers, WorkerOptions
@@ -309,3 +310,13 @@ def test_repair_in_the_loop_takes_channels() -> None:
     assert holds(result, "channel")
     assert repaired is not None
     assert repaired(torch.rand(3, *IMAGE)).isfinite().all()
+
+
+@pytest.mark.parametrize("pattern", ["2:4", "1:4"])
+def test_one_shot_masks_without_genes_are_those_with_them(pattern: str) -> None:
+    """A mask that has no children needs no ranks, and is the same; each call draws a random one."""
+    checked = make_settings({**SMALL, "pattern": pattern})
+    run = prepare_run(target_from_module(built(wide), inputs=IMAGES), checked)
+    masks = [{i.origin: i.mask for i in run.seeds(with_genes=each)} for each in (True, False)]
+    assert list(masks[0]) == list(masks[1])
+    assert all(mask.equal(masks[1][name]) for name, mask in masks[0].items() if name != "random")

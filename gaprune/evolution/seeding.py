@@ -139,11 +139,13 @@ def _seed(  # noqa: PLR0913 # scores, the rules of a mask, and what is known of 
     *,
     with_genes: bool,
 ) -> Individual:
-    if with_genes or layout.n_of_m is not None or layout.mac_cost is not None:
+    if with_genes or layout.mac_cost is not None:
         genes = seed_genes(scores, layout, keep, scope, uniform)
         return Individual.from_genes(genes, layout, origin)
     scores = scores.cpu()
-    if uniform is None:
+    if layout.n_of_m is not None:
+        mask = layout.n_of_m.mask(scores, layout.slices, layout.shapes)
+    elif uniform is None:
         mask = global_mask(scores, layout, keep)
     else:
         mask = layered_mask(scores, layout, uniform)
