@@ -317,6 +317,7 @@ def test_one_shot_masks_without_genes_are_those_with_them(pattern: str) -> None:
     """A mask that has no children needs no ranks, and is the same; each call draws a random one."""
     checked = make_settings({**SMALL, "pattern": pattern})
     run = prepare_run(target_from_module(built(wide), inputs=IMAGES), checked)
+    assert isinstance(run, PruningRun)
     masks = [{i.origin: i.mask for i in run.seeds(with_genes=each)} for each in (True, False)]
     assert list(masks[0]) == list(masks[1])
     assert all(mask.equal(masks[1][name]) for name, mask in masks[0].items() if name != "random")
