@@ -131,9 +131,8 @@ def refined_scores(
     masks = network.layout.split(one_shot_mask(scores, network.layout, density))
 
     def make_task(name: str, moments: InputMoments) -> RefineLayer:
-        # copies: a message with a view holds all that it is a view of
-        layer, mask = layers[name].clone(), masks[name].clone()
-        return RefineLayer(name, moments, layer, mask, input_groups(network, name), correlated)
+        groups = input_groups(network, name)
+        return RefineLayer(name, moments, layers[name], masks[name], groups, correlated)
 
     for name, refined in work_on_layers(network, calibration, generator.clone_state(), make_task):
         check_time()

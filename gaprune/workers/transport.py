@@ -61,7 +61,7 @@ def _reduce_tensor(tensor: Tensor) -> Any:
     return tensor.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
 
 
-class MessagePickler(ray.cloudpickle.CloudPickler):
+class _MessagePickler(ray.cloudpickle.CloudPickler):
     """Pickles tensors in half the time."""
 
     # as the base class has it: shared by all instances
@@ -73,7 +73,7 @@ class MessagePickler(ray.cloudpickle.CloudPickler):
 def pack_message(content: object) -> bytes:
     """Return a message; views of tensors become tensors of their own."""
     message = io.BytesIO()
-    MessagePickler(message).dump(content)  # type: ignore[no-untyped-call] # Ray has no types
+    _MessagePickler(message).dump(content)  # type: ignore[no-untyped-call] # Ray has no types
     return message.getvalue()
 
 
