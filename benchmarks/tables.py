@@ -363,7 +363,8 @@ def language_table(saved: Saved) -> list[str]:
         f"| {row['peak_mb'] / 1000:.1f} |"
         for row in sorted(rows, key=lambda row: (row["sparsity"], row["perplexity"]))
     ]
-    dense = [f"Dense: {value:.2f}." for value in sorted({row["dense"] for row in rows})]
+    scored = sorted({(row["text"], row["dense"]) for row in rows})
+    dense = [f"Scored text: {text}; the dense network has {value:.2f}." for text, value in scored]
     return [*lines, "", *dense, "", _caption(rows)]
 
 
