@@ -1,6 +1,6 @@
 """Measure workers: speed-up, the driver's cost, utilisation, memory.
 
-    python -m benchmarks.scaling                      # everything; about five minutes
+    python -m benchmarks.scaling                      # everything; about eleven minutes
     python -m benchmarks.scaling --only utilisation   # one part
     python -m benchmarks.scaling --json               # only one JSON object
 
@@ -21,12 +21,14 @@ import torch
 
 from benchmarks.bounds import NO_LIMIT, Bound, bounds_table, missed_bounds
 from benchmarks.cluster.actor_speed import measure_black_box, measure_speed
+from benchmarks.cluster.layer_speed import measure_layers
 from benchmarks.cluster.memory import measure_memory
 from benchmarks.cluster.utilisation import measure_utilisation
 
 PARTS: dict[str, Callable[[], Mapping[str, Any]]] = {
     "speed": measure_speed,
     "black-box": measure_black_box,
+    "layers": measure_layers,
     "utilisation": measure_utilisation,
     "memory": measure_memory,
 }
@@ -41,6 +43,7 @@ BOUNDS = (
         False,
         "the same, preset black-box, one task per evaluation",
     ),
+    Bound("layers_speedup_2", 1.8, True, "the same for layers that swaps refine block by block"),
     Bound("utilisation_64", 0.9, True, "fraction of time that 64 actors sleep, 50 ms per task"),
     Bound("memory_growth_mb", 16.0, False, "MB, growth from 20 to 200 generations"),
 )

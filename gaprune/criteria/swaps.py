@@ -68,7 +68,8 @@ def swaps(
     best, lowest = bases[0], math.inf
     for base in bases:
         scores = base()
-        if not scores.isfinite().all():
+        # of the bounds, which are NaN if any score is: `isfinite` copies all scores
+        if not torch.stack(scores.aminmax()).isfinite().all():
             return scores  # `score` reports which layer is not finite
         mask = one_shot_mask(scores, network.layout, density)
         del scores  # the best ones are computed again: they take as much memory as the network
