@@ -26,6 +26,7 @@ from gaprune.calibration.calibration_set import (
     mix_validation,
 )
 from gaprune.calibration.generators.procedural import GENERATORS
+from gaprune.calibration.inversion.augment import Augmentation
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.provenance import samples_sha256
 from gaprune.calibration.samples import Samples
@@ -368,13 +369,14 @@ def test_inverted_images_are_copied_and_cached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_inverted_inputs_are_augmented_unless_repair_is_in_the_loop(loop: bool) -> None:
-    """Noise is new in every batch and needs no augmentation."""
-    for calibration, augmented in (("inversion", not loop), ("noise", False)):
+def test_inverted_inputs_are_mixed_and_moved_unless_repair_is_in_the_loop(loop: bool) -> None:
+    """With repair in the loop they are mixed only; noise is new in every batch."""
+    inverted = Augmentation(moves=not loop, mixes=True)
+    for calibration, augmentation in (("inversion", inverted), ("noise", None)):
         settings = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
         target = conv_target()
         run = PruningRun(target, resolve_settings(check_settings(settings), target))
-        assert (run.evaluator.augmentation is not None) == augmented
+        assert run.evaluator.augmentation == augmentation
 
 
 @pytest.mark.parametrize(

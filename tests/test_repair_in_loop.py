@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from gaprune import InputError, InputOptions, Result, prune, prune_target
+from gaprune.calibration.inversion.augment import Augmentation
 from gaprune.callbacks import Callbacks
 from gaprune.cli.console import stdout
 from gaprune.cli.result_table import show_result
@@ -139,7 +140,9 @@ def test_stored_inputs_are_augmented_for_every_batch(share: float, strict: bool)
     target = target_of(Convolutional, (2, 6, 6))
     evaluator = loop_evaluator(target, gradient_share=share)
     evaluator = evaluator.strict if strict else evaluator
-    evaluator = replace(evaluator, augmentation=InputSpec((2, 6, 6), "image"))
+    network = replace(evaluator.network, inputs=InputSpec((2, 6, 6), "image"))
+    moves = Augmentation(moves=True, mixes=False)
+    evaluator = replace(evaluator, network=network, augmentation=moves)
     assert evaluator.gradient_inputs is not None
     stored, batches, generator = evaluator.gradient_inputs.inputs, [], seeded(1)
     for _ in range(2):

@@ -24,6 +24,7 @@ from torch import nn
 import gaprune
 from gaprune import GapruneError, InputError, InputOptions, Result, prune, resume
 from gaprune.calibration.calibration_set import CalibrationSet, from_record, to_record
+from gaprune.calibration.inversion.augment import Augmentation
 from gaprune.calibration.samples import Samples, concatenate
 from gaprune.callbacks import Observer
 from gaprune.cli import main
@@ -502,7 +503,9 @@ def test_a_calibration_set_comes_back_as_it_was() -> None:
     made = gaprune.records.Provenance("proxy", ("a", "b"), 9, False, "0", "g", 2, "1")
     for stored, domain_count in ((whole, 4), (whole, None), (None, None)):
         plan = CalibrationSet(
-            search, half, None, stored, 0.25, True, domain_count, made, {"z": 0.1, "a": 1 / 3}
+            *(search, half, None, stored, 0.25),
+            Augmentation(moves=True, mixes=False),
+            *(domain_count, made, {"z": 0.1, "a": 1 / 3}),
         )
         again = from_record(*to_record(plan), target)
         for name in ("search", "validation", "gradient_inputs", "domain_inputs"):
@@ -512,7 +515,7 @@ def test_a_calibration_set_comes_back_as_it_was() -> None:
                 assert torch.equal(before.inputs, after.inputs)
                 assert torch.equal(before.labels, after.labels)
         assert (again.domain_inputs is again.search) == (domain_count is None)
-        for name in ("provenance", "gradient_share", "augment"):
+        for name in ("provenance", "gradient_share", "augmentation"):
             assert getattr(again, name) == getattr(plan, name)
         assert list(again.mutual_information.items()) == list(plan.mutual_information.items())
 

@@ -20,7 +20,7 @@ from gaprune.calibration.generator_choice import GeneratorChoice, choose_generat
 from gaprune.calibration.generators.mixture import GeneratorMixture
 from gaprune.calibration.generators.procedural import GENERATORS
 from gaprune.calibration.generators.token_sequences import UNRANKED
-from gaprune.calibration.inversion.augment import augment, moving_axes, with_copies
+from gaprune.calibration.inversion.augment import Augmentation, augment, moving_axes, with_copies
 from gaprune.calibration.inversion.batchnorm import InversionOptions
 from gaprune.calibration.inversion.synthesis import Synthesis
 from gaprune.calibration.parse import (
@@ -63,7 +63,7 @@ class CalibrationSet:
     mixture: GeneratorMixture | None  # draws new inputs for gradient steps
     gradient_inputs: Samples | None  # stored inputs for gradient steps
     gradient_share: float  # fraction of a gradient batch that comes from `gradient_inputs`
-    augment: bool  # whether `gradient_inputs` are shifted and mirrored at random in every batch
+    augmentation: Augmentation | None  # how `gradient_inputs` are changed for every batch
     domain_count: int | None  # how many of the `gradient_inputs` are the `domain_inputs`
     provenance: Provenance  # of all inputs
     mutual_information: Mapping[str, float]
@@ -175,7 +175,7 @@ def make_calibration_set(
         mixture=fresh,
         gradient_inputs=gradient_inputs,
         gradient_share=share,
-        augment=moved or (request.inversion and not request.files and bool(moving_axes(spec))),
+        augmentation=_augmentation(request, spec, moved=moved),
         domain_count=_domain_count(gradient_inputs, request, settings, few=few),
         provenance=Provenance(
             level=highest_level(_data_levels(request, settings.validation, spec)),
@@ -302,6 +302,13 @@ def _fit(
     return domain_fit(max(information.values()), outputs.shape[1], count)
 
 
+def _augmentation(
+    request: CalibrationRequest, spec: InputSpec, *, moved: bool
+) -> Augmentation | None:
+    inverted = request.inversion and not request.files and bool(moving_axes(spec))
+    return Augmentation(moves=True, mixes=inverted) if moved or inverted else None
+
+
 def draw_calibration_set(target: Target, count: int, generator: torch.Generator) -> CalibrationSet:
     """Draw calibration and validation inputs from two generators; the network is not run."""
     spec = target.inputs
@@ -315,7 +322,7 @@ def draw_calibration_set(target: Target, count: int, generator: torch.Generator)
         mixture=None,
         gradient_inputs=None,
         gradient_share=0.0,
-        augment=False,
+        augmentation=None,
         domain_count=None,
         provenance=Provenance(
             level=PROCEDURAL,
@@ -421,7 +428,7 @@ def to_record(calibration: CalibrationSet) -> tuple[dict[str, Any], dict[str, Te
     facts: dict[str, Any] = {
         "mixture": None if mixture is None else list(mixture.shares.items()),
         "gradient_share": calibration.gradient_share,
-        "augment": calibration.augment,
+        "augmentation": calibration.augmentation and asdict(calibration.augmentation),
         "domain_count": calibration.domain_count,
         "provenance": asdict(calibration.provenance),
         "mutual_information": list(calibration.mutual_information.items()),
@@ -454,7 +461,7 @@ def from_record(
         mixture=None if shares is None else GeneratorMixture(spec, dict(shares), target.dtype),
         gradient_inputs=samples.get("gradient_inputs"),
         gradient_share=facts["gradient_share"],
-        augment=facts["augment"],
+        augmentation=facts["augmentation"] and Augmentation(**facts["augmentation"]),
         domain_count=facts["domain_count"],
         provenance=Provenance(**{**provenance, "sources": tuple(provenance["sources"])}),
         mutual_information=dict(facts["mutual_information"]),

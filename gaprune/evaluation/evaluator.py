@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gaprune.calibration.generators.mixture import GeneratorMixture
-from gaprune.calibration.inversion.augment import augment
+from gaprune.calibration.inversion.augment import Augmentation
 from gaprune.errors import InputError
 from gaprune.evaluation.batch_pool import BatchPool
 from gaprune.evaluation.forward_modes import (
@@ -34,7 +34,6 @@ from gaprune.models.forward import (
     functional_forward,
     vmap_forward,
 )
-from gaprune.models.input_spec import InputSpec
 from gaprune.models.network import DenseNetwork
 from gaprune.profiling import profiled
 
@@ -94,8 +93,7 @@ class Evaluator:
         gradient_inputs: stored inputs for gradient steps, or None.
         gradient_share: fraction of a gradient batch that comes from `gradient_inputs`.
         rungs: numbers of search inputs for successive halving, growing; the last is all of them.
-        augmentation: the form of `gradient_inputs` if these are shifted and mirrored for every
-            batch, so that the search cannot overfit them.
+        augmentation: how `gradient_inputs` are changed for every batch, or None.
         forward_mode: how a candidate computes its outputs: strict, repaired or guided.
         domain_inputs: inputs closer to the training data than `search`, or None.
         precision: key of `PRECISIONS`, for search and gradient steps; validation is exact.
@@ -112,7 +110,7 @@ class Evaluator:
     gradient_inputs: TeacherBatch | None
     gradient_share: float
     rungs: Sequence[int]
-    augmentation: InputSpec | None = None
+    augmentation: Augmentation | None = None
     forward_mode: ForwardMode = STRICT_FORWARD
     domain_inputs: Tensor | None = None
     precision: str = FULL
@@ -368,7 +366,7 @@ class Evaluator:
             if num_stored and self.augmentation is not None:
                 # Augmented inputs are new to the teacher, whose stored outputs do not fit them.
                 inputs = stored.pop(0).inputs
-                new.insert(0, augment(inputs, self.augmentation, generator))
+                new.insert(0, self.augmentation.apply(inputs, self.network.inputs, generator))
             batch = self.forward_mode.make_batch(
                 self.network.model,
                 join_batches(stored) if stored else None,

@@ -1,6 +1,8 @@
-"""Random shifts and reflections of images and signals."""
+"""Random changes of images and signals: shifts, reflections, and parts of other ones."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,6 +13,32 @@ from gaprune.models.input_spec import InputSpec
 COPIES = 3  # in addition to the inputs themselves
 MAX_SHIFT = 1 / 8  # of an axis
 GROUP = 8  # inputs that are shifted alike: one copy per input would be slow
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """How stored inputs are changed for every gradient step, so that the search overfits less.
+
+    Attributes:
+        moves: whether they are shifted and mirrored.
+        mixes: whether parts are replaced by those of other inputs, see `mix`.
+    """
+
+    moves: bool
+    mixes: bool
+
+    def for_repair(self) -> Augmentation | None:
+        """Return what suits a search after repair, which shifts make worse.
+
+        ResNet-20 at 0.9 had 61.9 instead of 67.2 %, with `mixes` off in both.
+        """
+        return replace(self, moves=False) if self.mixes else None
+
+    def apply(self, inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
+        """Return other inputs `[N, *spec.shape]` of the same size."""
+        if self.moves:
+            inputs = augment(inputs, spec, generator)
+        return mix(inputs, spec, generator) if self.mixes else inputs
 
 
 def moving_axes(spec: InputSpec) -> tuple[int, ...]:
@@ -58,3 +86,26 @@ def shift_and_mirror(
     if mirror and spec.kind == "image" and torch.rand((), generator=generator) < 0.5:
         inputs = inputs.flip(-1)
     return inputs
+
+
+def mix(inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
+    """Replace a part of every input `[N, …]` by the same part of another one (CutMix).
+
+    It is a rectangle of an image, or an interval of a signal, at a random place; its share of the
+    input is uniform between 0 and 1. What a mixed input shows is left to the dense network. Source:
+    Yun et al. 2019, https://arxiv.org/abs/1905.04899.
+    """
+    axes, count = moving_axes(spec), len(inputs)
+    others = inputs[torch.randperm(count, generator=generator)]
+    share = torch.rand(count, 1, generator=generator)
+    is_other = torch.ones([], dtype=torch.bool, device=inputs.device)
+    for axis in axes:
+        size = inputs.shape[axis]
+        length = (share ** (1 / len(axes)) * size).round()
+        start = (torch.rand(count, 1, generator=generator) * (size - length)).round()
+        place = torch.arange(size)
+        inside = (place >= start) & (place < start + length)
+        form = [count, *[1] * (inputs.ndim - 1)]
+        form[axis] = size
+        is_other = is_other & inside.view(form).to(inputs.device)
+    return torch.where(is_other, others, inputs) if axes else inputs
