@@ -235,6 +235,7 @@ def test_formats_with_zeros_are_refused(searched: Result, tmp_path: Path) -> Non
     [
         ({"sparsity": 0.8}, "sparsity"),  # one expert, and each token takes two
         ({"sparsity": 0.5}, "sparsity"),  # two and a half
+        ({"sparsity": 0.45}, "sparsity"),  # two and a quarter
         ({"scope": "global"}, "scope"),
         ({"budget": "macs"}, "budget"),
         ({"max_drop": 0.1}, "max_drop"),

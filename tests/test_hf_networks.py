@@ -294,6 +294,15 @@ def test_names_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyP
             load_source(f"hf:{name}")
 
 
+def test_texts_are_no_longer_than_the_network_allows(tmp_path: Path) -> None:
+    """Under either name that configurations have for the limit."""
+    limits = {"OPTForCausalLM": {"ffn_dim": 8}, "MptForCausalLM": {"max_seq_len": 40, "n_heads": 2}}
+    for network, sizes in limits.items():
+        saved(tmp_path / network, network, **sizes)
+        target = load_target(f"hf:{tmp_path / network}")
+        assert target.inputs.shape == (40,)
+
+
 def test_image_networks(tmp_path: Path) -> None:
     """Size and channels come from the configuration, normalisation from the preprocessor."""
     saved(tmp_path, "ViTForImageClassification", image_size=8, patch_size=4, num_labels=3)

@@ -339,6 +339,16 @@ def test_the_plan_holds_the_steps_that_were_asked_for() -> None:
     assert resolved(BIASED, generations=2)[2].limits.generations == 2
 
 
+def test_every_descent_decays_where_candidates_are_scored_after_repair() -> None:
+    """There is no warm-up then; strict descents have steps of one length."""
+    for changes, last_rate, cosine in (({"repair_in_loop": True}, 0.075, True), ({}, None, False)):
+        steps = resolved(BIASED, warmup=0, learning_rate=1.5, **changes)[2].refinement
+        assert steps is not None
+        assert steps.learning_rate == 1.5
+        assert steps.last_rate == (None if last_rate is None else pytest.approx(last_rate))
+        assert steps.cosine == cosine
+
+
 def test_the_command_takes_both(run: Run, place: Path) -> None:
     """As options; what they were is in the configuration, which repeats the run."""
     asked = ("--sparsity", "0.5", "--warmup", "2", "--statistics-loss", "0.5", *TINY)

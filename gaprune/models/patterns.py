@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from gaprune.config import Settings
 from gaprune.errors import InputError, unknown_name
-from gaprune.masks.budget import keep_total, with_layer_sparsity
+from gaprune.masks.budget import with_layer_sparsity
 from gaprune.masks.n_of_m import NOfM
 from gaprune.masks.supermask import Layout
 from gaprune.masks.units import BlockUnits, ChannelIndices, ChannelUnits, Units
@@ -149,7 +148,7 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
         return replace(layout, mac_cost=cost)
     pattern = parse_pattern(settings.pattern)
     if pattern == EXPERT:
-        _check_experts(target, layout, settings.sparsity)
+        _check_experts(target, settings.sparsity)
     if not isinstance(pattern, NMPattern):
         return with_layer_sparsity(layout, _layer_fractions(target, settings.layer_sparsity or ()))
     axes = tuple(_group_axis(target, name, pattern.of) for name in target.layout.names)
@@ -163,16 +162,14 @@ def searched_layout(target: Target, settings: Settings) -> Layout:
     return replace(layout, n_of_m=NOfM(pattern.keep, pattern.of, axes))
 
 
-def _check_experts(target: Target, layout: Layout, sparsity: float) -> None:
+def _check_experts(target: Target, sparsity: float) -> None:
     """Raise unless every layer keeps as many experts, and as many as a token is routed to."""
-    layers = removable_experts(target)
-    count, least = layers[0].count, layers[0].per_token
-    keep = odd = 0
-    with suppress(InputError):  # fewer than one of each layer
-        keep, odd = divmod(keep_total(layout, sparsity), len(layers))
+    count, least = (layer := removable_experts(target)[0]).count, layer.per_token
+    keep = count - round(sparsity * count)
+    odd = abs(sparsity - (1 - keep / count)) > TOLERANCE
     if odd or keep < least:
         possible = ", ".join(f"{n / count:.6g}" for n in range(1, count - least + 1)) or "none"
-        rule = f"keeps {keep}" if not odd else "does not keep the same number"
+        rule = f"keeps {keep}" if not odd else "does not keep a whole number"
         raise InputError(
             f"sparsity: {sparsity} {rule} of the {count} experts of every layer, and each token is "
             f"routed to {least} of them; what is possible: {possible}"

@@ -71,7 +71,7 @@ SLOW_MACS, FEWER_INPUTS = 1 << 27, 256
 CLIP = 3.0  # root mean squares
 WARMUP, STATISTICS_LOSS = 300, 2.0  # with inverted calibration inputs
 FIRST_RUNG = 4  # the first rung of the race has a quarter of the calibration inputs
-LAST_RATE = 1 / 20  # learning rate at the end of the warm-up, as a fraction of the first
+LAST_RATE = 1 / 20  # learning rate at the end of a descent that decays, as a fraction of the first
 FADE = (0.0, 0.95)  # fractions of the warm-up steps between which repair is faded out
 LEAST_SPARSE = 0.5  # the dense end of a Pareto front, as a fraction of the asked sparsity
 MAX_GROUPED = 1 << 22  # prunable weights of a network whose masks are scored in groups
@@ -469,11 +469,11 @@ def make_plan(target: Target, resolved: ResolvedSettings) -> SearchPlan:
             batch=settings.batch or 0,
             clip=settings.clip,
         )
+        decaying = replace(refinement, last_rate=LAST_RATE * refinement.learning_rate, cosine=True)
         if settings.warmup:
-            last_rate = LAST_RATE * refinement.learning_rate
-            warmup = replace(
-                refinement, steps=settings.warmup, last_rate=last_rate, cosine=True, fade=FADE
-            )
+            warmup = replace(decaying, steps=settings.warmup, fade=FADE)
+        if settings.scores_corrected:  # there is no warm-up: every descent decays
+            refinement = decaying
     density_search, generations = settings.density_search or 0, settings.generations
     if generations is not None:
         generations += density_search + (warmup is not None)

@@ -27,6 +27,7 @@ from gaprune.models.sources.tokenizer import HIDDEN, POOLINGS, pool_tokens, take
 from gaprune.models.sources.vocabulary import read_token_ids
 
 LENGTH = 64  # default number of tokens per input: a few sentences, and fast to run
+_MOST_POSITIONS = ("max_position_embeddings", "max_seq_len")  # limits of lengths; MPT's
 CAUSAL_LENGTH = 256  # that of a causal language model, whose every token is a prediction
 MOST_LOGITS = 1 << 19  # of an input: a causal language model returns fewer positions above it
 POOLING_FILE = "1_Pooling/config.json"  # in a folder of sentence-transformers
@@ -294,7 +295,8 @@ def _token_inputs(model: Any, find: Callable[[str], Path | None]) -> InputSpec |
     # of networks of transformers, only causal language models return chosen positions
     causal = "logits_to_keep" in inspect.signature(model.forward).parameters
     length = CAUSAL_LENGTH if causal else LENGTH
-    length = min(length, getattr(settings, "max_position_embeddings", None) or length)
+    limits = (getattr(settings, name, None) for name in _MOST_POSITIONS)
+    length = min(length, *filter(None, limits))
     vocabulary = embedding.num_embeddings
     positions = max(1, MOST_LOGITS // vocabulary) if causal else None
     padding = getattr(settings, "pad_token_id", None)
