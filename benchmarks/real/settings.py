@@ -87,11 +87,9 @@ OVERRIDES: dict[str, dict[str, dict[str, Any]]] = {  # network → method → be
     "resnet20": {
         "repair": {
             "initial_criteria": ["correlation"],
-            "population": 3,
-            "offspring": 2,
-            "density_search": 3,
             "feature_loss": 2.0,
-            "learning_rate": 1.2,
+            "steps": 150,
+            "learning_rate": 0.6,
         },
     },
     "efficientnet-lite0": {
