@@ -369,9 +369,9 @@ def test_inverted_images_are_copied_and_cached(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", [False, True])
-def test_inverted_inputs_are_mixed_and_moved_unless_repair_is_in_the_loop(loop: bool) -> None:
-    """With repair in the loop they are mixed only; noise is new in every batch."""
-    inverted = Augmentation(moves=not loop, mixes=True)
+def test_inverted_inputs_are_moved_or_with_repair_in_the_loop_mixed(loop: bool) -> None:
+    """Noise is new in every batch and needs neither."""
+    inverted = Augmentation(moves=not loop, mixes=loop)
     for calibration, augmentation in (("inversion", inverted), ("noise", None)):
         settings = settings_of(calibration).replace(method="evolved", repair_in_loop=loop)
         target = conv_target()

@@ -409,8 +409,8 @@ def make_evaluator(
         # The text is part of the seed: another text gives other batches, hence other masks.
         batch_cache = BatchPool(mixture, settings.batch_cache, derive_seed(settings.seed, "stock"))
     augmentation = calibration_set.augmentation
-    if augmentation is not None and settings.scores_corrected:
-        augmentation = augmentation.for_repair()
+    if augmentation is not None:
+        augmentation = augmentation.for_search(corrected=settings.scores_corrected)
     return Evaluator(
         network=target,
         layout=resolved.layout,
