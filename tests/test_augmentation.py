@@ -54,7 +54,7 @@ def test_vectors_stay() -> None:
 
 
 def test_inputs_are_moved_before_they_are_mixed() -> None:
-    """A border between two images lies anywhere; the values stay at their distances."""
+    """The images that are mixed are the moved ones."""
     images = torch.rand(16, *IMAGE.shape, generator=seeded(0))
     both = Augmentation(moves=True, mixes=True).apply(images, IMAGE, seeded(1))
     generator = seeded(1)

@@ -107,9 +107,9 @@ def mix(inputs: Tensor, spec: InputSpec, generator: torch.Generator) -> Tensor:
         size = inputs.shape[axis]
         length = (share ** (1 / len(axes)) * size).round()
         start = (torch.rand(count, 1, generator=generator) * (size - length)).round()
-        place = torch.arange(size)
-        inside = (place >= start) & (place < start + length)
-        form = [count, *[1] * (inputs.ndim - 1)]
-        form[axis] = size
-        is_other = is_other & inside.view(form).to(inputs.device)
+        index = torch.arange(size)
+        inside = (index >= start) & (index < start + length)
+        shape = [count, *[1] * (inputs.ndim - 1)]
+        shape[axis] = size
+        is_other = is_other & inside.view(shape).to(inputs.device)
     return torch.where(is_other, others, inputs) if axes else inputs
